@@ -1,0 +1,134 @@
+"""Causal long convolution of byte streams with per-head kernels: `y[t] = sum_i k[i] u[t-i]`, linear, never circular.
+
+Three methods, equal to round-off (DESIGN 3.1):
+
+`direct`    a loop over taps; the reference for tests.
+`fft`       rfft/irfft of the zero-padded window; float32 always. Round-off mixes all positions, so its outputs depend
+            on later inputs by about 1e-7 of their size.
+`toeplitz`  blocks of outputs as matmuls with a banded Toeplitz matrix. Exactly causal, fast on matmul hardware, in
+            bfloat16 too.
+
+Shapes: B batch, T time, D = H * d channels, H conv heads, K taps, N blocks of L outputs, J + 1 input blocks in reach.
+Channel j of head h is channel `h * d + j` and uses kernel h. No method treats a NaN as zero, so a NaN reaches every
+later output in reach; inside its own Toeplitz block it reaches earlier ones too (0 * NaN), never earlier blocks.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+ConvolutionMethod = Literal["auto", "direct", "fft", "toeplitz"]
+CONVOLUTION_METHODS: tuple[ConvolutionMethod, ...] = ("auto", "direct", "fft", "toeplitz")
+
+
+def causal_convolve(u_BTD: jax.Array, kernel_HK: jax.Array, method: ConvolutionMethod = "auto") -> jax.Array:
+    """Convolves every channel with its head's kernel, strictly causally.
+
+    Args:
+        u_BTD: inputs, float32 or bfloat16.
+        kernel_HK: taps, `kernel_HK[:, i]` multiplying the input i steps ago. H must divide D. K may exceed T.
+        method: `direct`, `fft`, `toeplitz`, or `auto` (see `choose_method`).
+
+    Returns:
+        y_BTD, in the dtype of `u_BTD`.
+
+    Raises:
+        ValueError: for an unknown method or a width that the heads do not divide.
+    """
+    chex.assert_rank([u_BTD, kernel_HK], [3, 2])
+    T, D = u_BTD.shape[1:]
+    H, K = kernel_HK.shape
+    if D % H:
+        raise ValueError(f"{H} conv heads do not divide {D} channels")
+    kernel_HK = kernel_HK[:, :T]  # Taps beyond the window only ever meet zeros.
+    if method == "auto":
+        method = choose_method(K, T, jax.default_backend())
+    if method == "direct":
+        return _direct(u_BTD, kernel_HK)
+    if method == "fft":
+        return _fft(u_BTD, kernel_HK)
+    if method == "toeplitz":
+        return _toeplitz(u_BTD, kernel_HK)
+    raise ValueError(f"convolution method {method!r} is none of {', '.join(CONVOLUTION_METHODS)}")
+
+
+def choose_method(kernel_len: int, seq_len: int, platform: str) -> ConvolutionMethod:
+    """The fixed rule behind `auto`, read off `experiments/bench.py`; never timed at start-up, so runs repeat.
+
+    Toeplitz up to 128 taps on CPU (measured crossover of forward plus backward: between 128 and 256) and up to 1024 on
+    accelerators, which multiply matrices far faster than they transform (by arithmetic, unmeasured).
+    """
+    return "toeplitz" if min(kernel_len, seq_len) <= (128 if platform == "cpu" else 1024) else "fft"
+
+
+def fast_fft_length(minimum: int) -> int:
+    """Smallest even 2^a 3^b 5^c that is at least `minimum`: 1152, not 2048, for 1024 + 127."""
+    best = 1 << max(1, (minimum - 1).bit_length())
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            n = three * 2
+            while n < minimum:
+                n *= 2
+            best = min(best, n)
+            three *= 3
+        five *= 5
+    return best
+
+
+def _direct(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
+    T, D = u_BTD.shape[1:]
+    kernel_KD = jnp.repeat(kernel_HK, D // kernel_HK.shape[0], axis=0).T.astype(jnp.float32)
+    u = u_BTD.astype(jnp.float32)
+    y = jnp.zeros_like(u)
+    for i in range(kernel_HK.shape[1]):
+        y = y.at[:, i:].add(kernel_KD[i] * u[:, : T - i])
+    return y.astype(u_BTD.dtype)
+
+
+def _fft(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
+    B, T, D = u_BTD.shape
+    H, K = kernel_HK.shape
+    n = fast_fft_length(T + K - 1)
+    # Channel-major while transforming: XLA's CPU and GPU FFTs want the transformed axis last.
+    u_BHdT = u_BTD.astype(jnp.float32).transpose(0, 2, 1).reshape(B, H, D // H, T)
+    U_BHdF = jnp.fft.rfft(u_BHdT, n=n, axis=-1)
+    k_HF = jnp.fft.rfft(kernel_HK.astype(jnp.float32), n=n, axis=-1)
+    y_BHdT = jnp.fft.irfft(U_BHdF * k_HF[:, None], n=n, axis=-1)[..., :T]
+    return y_BHdT.reshape(B, D, T).transpose(0, 2, 1).astype(u_BTD.dtype)
+
+
+def toeplitz_block_length(seq_len: int, kernel_len: int) -> int:
+    """Outputs per Toeplitz block: the taps rounded up to a power of two, within 32..128 and the window."""
+    return min(seq_len, max(32, min(128, 1 << (kernel_len - 1).bit_length())))
+
+
+def _toeplitz(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
+    B, T, D = u_BTD.shape
+    H, K = kernel_HK.shape
+    L = toeplitz_block_length(T, K)
+    N = -(-T // L)
+    J = -(-(K - 1) // L)  # Earlier blocks that K taps reach into.
+    padded = jnp.pad(u_BTD, ((0, 0), (J * L, N * L - T), (0, 0)))
+    # Time last, heads first: both sides of the matmul are then contiguous (the fastest of four layouts on CPU).
+    blocks_HBNdL = padded.reshape(B, N + J, L, H, D // H).transpose(3, 0, 1, 4, 2)
+    window_HBNdI = jnp.concatenate([blocks_HBNdL[:, :, j : j + N] for j in range(J + 1)], axis=-1)
+    matrix_HIL = toeplitz_matrix(kernel_HK, L, (J + 1) * L).astype(u_BTD.dtype)
+    y_HBNdL = jnp.einsum("hbndi,hil->hbndl", window_HBNdI, matrix_HIL, preferred_element_type=jnp.float32)
+    return y_HBNdL.transpose(1, 2, 4, 0, 3).reshape(B, N * L, D)[:, :T].astype(u_BTD.dtype)
+
+
+def toeplitz_matrix(kernel_HK: jax.Array, block: int, window: int) -> jax.Array:
+    """Banded matrices M[H, I, L] with `y_l = sum_i M[h, i, l] x_i` for the last `block` of `window` inputs.
+
+    M[h, i, l] = k[h, (window - block) + l - i] where that tap exists, else 0. Built by writing one padded row with
+    period `window + 1` into rows of length `window`, which shifts it by one per row: no gather, and the gradient of
+    the kernel is a reshape and a sum along diagonals. Needs window >= block + K - 1.
+    """
+    H, K = kernel_HK.shape
+    row = jnp.pad(kernel_HK[:, ::-1], ((0, 0), (window - block - K + 1, block + 1)))[:, : window + 1]
+    rows = jnp.tile(row, (1, block))[:, : block * window].reshape(H, block, window)
+    return rows.transpose(0, 2, 1)
