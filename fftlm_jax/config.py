@@ -1,0 +1,278 @@
+"""The config of a run as frozen dataclasses, and the reader that turns a ConfigDict into them.
+
+Every key is declared here once, with its type and range; `configs/aligned.py` gives every key a value and a comment.
+Rules between keys are in `config_rules.py`. All faults are collected and reported together, one sentence each.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fftlm_jax.errors import ConfigError
+
+Check = Callable[[Any], str | None]
+
+
+def at_least(low: float) -> Check:
+    return lambda v: None if v >= low else f"must be at least {low}"
+
+
+def above(low: float) -> Check:
+    return lambda v: None if v > low else f"must be greater than {low}"
+
+
+def within(low: float, high: float) -> Check:
+    return lambda v: None if low <= v <= high else f"must lie in [{low}, {high}]"
+
+
+def from_zero_below(high: float) -> Check:
+    return lambda v: None if 0 <= v < high else f"must lie in [0, {high})"
+
+
+def one_of(*options: str) -> Check:
+    def check(value: Any) -> str | None:
+        return None if value in options else f"must be one of {', '.join(options)}{_nearest(str(value), options)}"
+
+    return check
+
+
+def key(*checks: Check) -> Any:
+    """A required config key with the checks on its value."""
+    return dataclasses.field(metadata={"checks": checks})
+
+
+Cutoff = int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    seq_len: int = key(at_least(2))
+    kernel_len: int = key(at_least(1))
+    d_model: int = key(at_least(1))
+    n_layers: int = key(at_least(1))
+    conv_heads: int = key(at_least(1))
+    projections: bool = key()
+    ffn_mult: float = key(above(0))
+    chunk: int = key(at_least(1))
+    conv_method: str = key(one_of("auto", "direct", "fft", "toeplitz"))
+    dropout: float = key(from_zero_below(1))
+    dtype: str = key(one_of("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    name: str = key(one_of("next_byte", "chunk"))
+    positions: str = key(one_of("boundaries", "last"))
+    next_byte_weight: float = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    rule: str = key(one_of("plateau", "schedule", "none"))
+    ladder: tuple = key()
+    initial: Cutoff = key()
+    min_epoch: int = key(at_least(0))
+    window: int = key(at_least(2))
+    threshold: float = key()
+    check_every: int | str = key(
+        lambda v: None if v == "epoch" or (isinstance(v, int) and v >= 1) else "must be 'epoch' or a number of steps"
+    )
+    schedule: tuple = key()
+    method: str = key(one_of("cosine", "minimum_phase", "signal"))
+    transition_bins: int = key(at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class LRConfig:
+    base: float = key(above(0))
+    stages: tuple = key()
+    restart: str = key(one_of("tooth", "pulse", "none"))
+    factor: float | str = key(
+        lambda v: one_of("sqrt_ratio", "inverse_ratio")(v) if isinstance(v, str) else above(0)(v)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    name: str = key(one_of("adamw"))
+    b1: float = key(from_zero_below(1))
+    b2: float = key(from_zero_below(1))
+    eps: float = key(above(0))
+    weight_decay: float = key(at_least(0))
+    clip: float = key(above(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int = key(at_least(1))
+    accum_steps: int = key(at_least(1))
+    steps_per_epoch: int = key(at_least(1))
+    epochs: int = key(at_least(1))
+    log_every: int = key(at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    every: int = key(at_least(1))
+    batch_size: int = key(at_least(1))
+    max_bytes: int = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = key(at_least(1))
+    keep_last: int = key(at_least(1))
+    keep_best: int = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    prompt: str = key()
+    bytes: int = key(at_least(0))
+    temperature: float = key(at_least(0))
+    top_k: int = key(within(0, 256))
+    top_p: float = key(within(0, 1), above(0))
+    repetition_penalty: float = key(above(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = key(one_of("python_stdlib", "files"))
+    path: str = key()
+    held_out: float = key(above(0), from_zero_below(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    checkpoint: str = key()
+    epoch: int = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeConfig:
+    mode: str = key(one_of("auto", "never", "must"))
+    allow: tuple = key()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    start: int = key(at_least(0))
+    steps: int = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. Sections mirror `configs/aligned.py`, where every key is explained."""
+
+    seed: int = key(at_least(0))
+    model: ModelConfig = key()
+    objective: ObjectiveConfig = key()
+    curriculum: CurriculumConfig = key()
+    lr: LRConfig = key()
+    optim: OptimConfig = key()
+    train: TrainConfig = key()
+    eval: EvalConfig = key()
+    checkpoint: CheckpointConfig = key()
+    sample: SampleConfig = key()
+    data: DataConfig = key()
+    init: InitConfig = key()
+    resume: ResumeConfig = key()
+    profile: ProfileConfig = key()
+
+    @property
+    def total_steps(self) -> int:
+        return self.train.steps_per_epoch * self.train.epochs
+
+
+def read_config(values: Mapping[str, Any]) -> Config:
+    """Checks names, types and ranges of a (possibly nested ConfigDict) mapping and freezes it.
+
+    Raises:
+        ConfigError: with every fault found, including those of the rules between keys.
+    """
+    from fftlm_jax.config_rules import faults_between_keys  # Imported late: the rules need the classes above.
+
+    faults: list[str] = []
+    config = _read_section(Config, values, "", faults)
+    if config is not None and not faults:
+        faults = faults_between_keys(config)
+    if config is None or faults:
+        raise ConfigError(faults)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a config, as `config.json` stores it (tuples become lists there)."""
+    return dataclasses.asdict(config)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) wherever two nested dicts differ; a missing key reads as None."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found.update(differences(a, b, f"{prefix}{name}."))
+        elif _as_lists(a) != _as_lists(b):
+            found[prefix + name] = (a, b)
+    return found
+
+
+def _read_section(cls: type, values: Any, path: str, faults: list[str]) -> Any:
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        faults.append(f"config.{path.rstrip('.')}: must be a section of keys, not {values!r}; set its keys one by one.")
+        return None
+    hints, given, known = typing.get_type_hints(cls), dict(values.items()), {f.name: f for f in dataclasses.fields(cls)}
+    for name in given:
+        if name not in known:
+            faults.append(f"config.{path}{name}: there is no such key{_nearest(name, known)}; see configs/aligned.py.")
+    missing = [name for name in known if name not in given]
+    if missing:
+        faults.append(
+            f"config.{path.rstrip('.') or 'root'}: lacks {', '.join(missing)}; start from configs/aligned.py and "
+            "override single keys (--config.section.key=value), never a whole section."
+        )
+    read: dict[str, Any] = {}
+    before = len(faults)
+    for name, field in known.items():
+        if name not in given:
+            continue
+        if dataclasses.is_dataclass(hints[name]):
+            read[name] = _read_section(hints[name], given[name], f"{path}{name}.", faults)
+        else:
+            read[name] = _read_value(given[name], hints[name], field.metadata["checks"], f"config.{path}{name}", faults)
+    return cls(**read) if not missing and len(faults) == before else None
+
+
+def _read_value(value: Any, hint: Any, checks: tuple[Check, ...], name: str, faults: list[str]) -> Any:
+    wanted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and tuple in wanted:
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in wanted and int not in wanted:
+        value = float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        names = " or ".join(t.__name__ for t in wanted)
+        faults.append(f"{name}: must be {names}, not {value!r} ({type(value).__name__}).")
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        faults.append(f"{name}: must be finite, not {value}.")
+        return None
+    for check in checks:
+        fault = check(value)
+        if fault:
+            faults.append(f"{name}: {fault}, not {value!r}.")
+            return None
+    return value
+
+
+def _nearest(name: str, options: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(options), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(v) for v in value] if isinstance(value, (list, tuple)) else value

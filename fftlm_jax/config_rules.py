@@ -1,0 +1,110 @@
+"""Rules between config keys: what single ranges cannot say. Each returns sentences; none stops at the first fault."""
+
+from collections.abc import Iterator
+
+from fftlm_jax import cutoff as units
+from fftlm_jax.config import Config
+
+
+def faults_between_keys(config: Config) -> list[str]:
+    """Every sentence about keys that contradict each other, empty for a config that can run."""
+    rules = (_model, _curriculum, _stages, _objective, _data, _counts)
+    return [fault for rule in rules for fault in rule(config)]
+
+
+def _model(config: Config) -> Iterator[str]:
+    m = config.model
+    if m.d_model % m.conv_heads:
+        yield f"config.model.conv_heads: {m.conv_heads} heads do not divide d_model {m.d_model}; choose a divisor."
+    if m.seq_len % m.chunk:
+        yield f"config.model.chunk: {m.chunk} does not divide seq_len {m.seq_len}; choose a divisor."
+    if round(m.d_model * m.ffn_mult) < 1:
+        yield f"config.model.ffn_mult: {m.ffn_mult} x d_model {m.d_model} leaves no hidden unit; raise it."
+    if m.conv_method == "fft" and m.dtype == "bfloat16":
+        yield "config.model.dtype: there is no FFT in bfloat16; use conv_method 'toeplitz' or dtype 'float32'."
+
+
+def _curriculum(config: Config) -> Iterator[str]:
+    c, seq_len = config.curriculum, config.model.seq_len
+    rungs, broken = [], False
+    for value in c.ladder:
+        try:
+            rungs.append(units.cutoff_in_bins(value, seq_len))
+        except ValueError as error:
+            broken = True
+            yield f"config.curriculum.ladder: {error}."
+    if not c.ladder:
+        yield "config.curriculum.ladder: is empty; write at least ('full',)."
+    elif not broken and any(b <= a for a, b in zip(rungs, rungs[1:])):
+        yield f"config.curriculum.ladder: {c.ladder} is {tuple(rungs)} bins, which do not increase; sort its rungs."
+    if c.initial != "first":
+        try:
+            initial = units.cutoff_in_bins(c.initial, seq_len)
+        except ValueError as error:
+            yield f"config.curriculum.initial: {error}, or 'first' for the first rung."
+        else:
+            if not broken and rungs and c.rule == "plateau" and initial > rungs[-1]:
+                yield f"config.curriculum.initial: {c.initial} lies above the ladder's last rung {c.ladder[-1]}."
+    if not -1.0 < c.threshold < 1.0:
+        yield f"config.curriculum.threshold: a relative improvement lies in (-1, 1), not {c.threshold}."
+    previous = (-1, 0)
+    for row in c.schedule:
+        try:
+            epoch, value = row
+            bins = units.cutoff_in_bins(value, seq_len)
+            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch <= previous[0] or bins < previous[1]:
+                raise ValueError("epochs must increase and cutoffs must not fall")
+            previous = (epoch, bins)
+        except (TypeError, ValueError) as error:
+            if c.rule == "schedule":
+                yield f"config.curriculum.schedule: row {row!r} is not (epoch, cutoff): {error}."
+
+
+def _stages(config: Config) -> Iterator[str]:
+    stages, epochs = config.lr.stages, config.train.epochs
+    if not stages:
+        yield "config.lr.stages: is empty; write at least (('rest', 1.0, 0.05),)."
+    used = 0
+    for i, stage in enumerate(stages):
+        if not (isinstance(stage, tuple) and len(stage) == 3):
+            yield f"config.lr.stages: {stage!r} is not (epochs or 'rest', peak, floor)."
+            return
+        length, peak, floor = stage
+        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (peak, floor))
+        if not numbers or not 0 <= floor <= peak or peak <= 0 or peak == float("inf"):
+            yield f"config.lr.stages: {stage!r} needs numbers 0 <= floor <= peak, 0 < peak."
+        if length == "rest":
+            if i != len(stages) - 1:
+                yield "config.lr.stages: only the last stage may be 'rest'."
+        elif isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            yield f"config.lr.stages: {stage!r} must last a whole number of epochs, at least 1, or 'rest'."
+            return
+        else:
+            used += length
+    if stages and stages[-1][0] == "rest":
+        if used >= epochs:
+            yield f"config.lr.stages: {used} epochs before 'rest' do not fit train.epochs {epochs}; drop stages."
+    elif used != epochs:
+        yield f"config.lr.stages: last {used} epochs in all, but train.epochs is {epochs}; end with 'rest'."
+
+
+def _objective(config: Config) -> Iterator[str]:
+    o, c = config.objective, config.curriculum
+    if o.name == "chunk" and config.model.chunk < 2:
+        yield "config.model.chunk: the chunk objective predicts chunks of at least 2 bytes; set chunk to 16."
+    if c.method == "signal" and (o.name, o.positions, o.next_byte_weight) != ("chunk", "last", 0.0):
+        yield (
+            "config.curriculum.method: 'signal' masks the spectrum of the padded signal and so sees the future inside "
+            "the window; every loss scored inside the window would be flattered. Use 'cosine', or objective.name "
+            "'chunk' with positions 'last' and next_byte_weight 0."
+        )
+
+
+def _data(config: Config) -> Iterator[str]:
+    if config.data.source == "files" and not config.data.path:
+        yield "config.data.path: source 'files' needs a file, a folder or a glob."
+
+
+def _counts(config: Config) -> Iterator[str]:
+    if config.curriculum.rule == "plateau" and config.curriculum.window % 2:
+        yield f"config.curriculum.window: {config.curriculum.window} has no two equal halves; make it even."

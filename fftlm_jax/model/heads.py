@@ -1,0 +1,32 @@
+"""The linear byte head: one slice per byte of a chunk, slice 0 being the next-byte head. (DESIGN 3.3.)
+
+Shapes: C bytes of a chunk, D width, V = 256 byte values.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+VOCABULARY = 256
+
+
+class ByteHead(nnx.Module):
+    """Logits of the next `chunk` bytes from one hidden state, each byte independent of the others given the state.
+
+    A next-byte model is the same thing with one slice, so weights move between objectives.
+    """
+
+    def __init__(self, d_model: int, chunk: int, rngs: nnx.Rngs) -> None:
+        # Small, so that training starts near the uniform distribution (8 bits per byte).
+        init = nnx.initializers.normal(stddev=0.1 * d_model**-0.5)
+        self.kernel = nnx.Param(init(rngs.params(), (chunk, d_model, VOCABULARY)))
+
+    def next_byte(self, hidden: jax.Array) -> jax.Array:
+        """Logits of byte t + 1: [..., D] -> [..., V], float32."""
+        kernel = self.kernel[0].astype(hidden.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def chunk(self, hidden: jax.Array) -> jax.Array:
+        """Logits of bytes t + 1 .. t + C: [..., D] -> [..., C, V], float32."""
+        kernel = self.kernel[...].astype(hidden.dtype)
+        return jnp.einsum("...d,cdv->...cv", hidden, kernel, preferred_element_type=jnp.float32)
