@@ -1,0 +1,121 @@
+"""Reads a corpus as bytes, splits off the held-out part, and fingerprints it.
+
+Nothing is parsed: binary files and invalid UTF-8 are legal. Files are read in sorted order and concatenated.
+"""
+
+import glob
+import hashlib
+import os
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fftlm_jax.errors import DataError
+
+# Parts of the standard library that are not source one would want to model: tests, caches, third-party packages.
+_STDLIB_SKIPPED = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
+
+
+class Corpus(NamedTuple):
+    """Training and held-out bytes (uint8 arrays), a SHA-256 over names, sizes and contents, and a line about it."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    fingerprint: str
+    description: str
+
+
+def load_corpus(source: str, path: str, held_out: float, *, window: int) -> Corpus:
+    """Loads and splits a corpus.
+
+    Many files are split by a hash of their name, so that a file stays on its side when others come or go; of a single
+    file the last part is held out.
+
+    Args:
+        source: `python_stdlib` (the source of this Python's standard library) or `files`; a path implies the latter.
+        path: a file, a folder (all files below it) or a glob (`**` matches folders).
+        held_out: fraction to hold out, in (0, 1).
+        window: bytes of one training window; both parts must hold at least one.
+
+    Raises:
+        DataError: when nothing is found, or something cannot be read, is empty or is too short.
+    """
+    files = _files(path) if path else _standard_library()
+    name = path or "the Python standard library"
+    contents = [(label, _read(file)) for label, file in files]
+    size = sum(len(content) for _, content in contents)
+    if not size:
+        raise DataError(f"data.path: {name} is empty; name a corpus of at least {2 * window} bytes.")
+    fingerprint = hashlib.sha256()
+    for label, content in contents:
+        fingerprint.update(f"{label}\0{len(content)}\0".encode(errors="surrogateescape"))
+        fingerprint.update(content)
+    if len(contents) == 1:
+        cut = size - max(round(size * held_out), 0)
+        train, held = np.split(np.frombuffer(contents[0][1], np.uint8), [cut])
+    else:
+        held_labels = _held_out_labels([label for label, _ in contents], held_out)
+        train = _concatenate([content for label, content in contents if label not in held_labels])
+        held = _concatenate([content for label, content in contents if label in held_labels])
+    for part, what in ((train, "training"), (held, "held-out")):
+        if len(part) < window:
+            raise DataError(
+                f"data.path: {name} has {size} bytes, of which {len(part)} fall to the {what} part, but a window needs "
+                f"{window}; use a longer corpus, a shorter model.seq_len or another data.held_out."
+            )
+    files_text = "1 file" if len(contents) == 1 else f"{len(contents)} files"
+    description = f"{name}: {files_text}, {len(train):,} bytes for training, {len(held):,} held out"
+    return Corpus(train, held, fingerprint.hexdigest(), description)
+
+
+def _files(path: str) -> list[tuple[str, Path]]:
+    """(label, file) pairs, sorted by label; labels are relative to the folder, so a moved corpus stays the same."""
+    root = Path(path)
+    if root.is_file():
+        return [(root.name, root)]
+    if root.is_dir():
+        found = [p for p in root.rglob("*") if p.is_file()]
+        labelled = [(p.relative_to(root).as_posix(), p) for p in found]
+    else:
+        found = [Path(p) for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
+        base = Path(os.path.commonpath([p.parent for p in found])) if found else root
+        labelled = [(p.relative_to(base).as_posix(), p) for p in found]
+    if not found:
+        problem = "holds no files" if root.is_dir() else "does not exist and matches no file as a glob"
+        raise DataError(f"data.path: {path} {problem}; name a file, a folder or a glob.")
+    return sorted(labelled)
+
+
+def _standard_library() -> list[tuple[str, Path]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [p for p in root.rglob("*.py") if not _STDLIB_SKIPPED.intersection(p.relative_to(root).parts)]
+    if not files:
+        raise DataError("data.source: this Python ships no standard-library source; set data.path to a corpus.")
+    return sorted((p.relative_to(root).as_posix(), p) for p in files)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"data.path: {file} cannot be read ({error.strerror}); mend its rights or leave it out.") from None
+
+
+def _held_out_labels(labels: list[str], fraction: float) -> set[str]:
+    by_hash = sorted((_unit_hash(label), label) for label in labels)
+    held = {label for value, label in by_hash if value < fraction}
+    # Few files may all fall on one side: then the file nearest to the border changes over.
+    if not held:
+        return {by_hash[0][1]}
+    return held - {by_hash[-1][1]} if len(held) == len(labels) else held
+
+
+def _unit_hash(label: str) -> float:
+    digest = hashlib.sha256(label.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _concatenate(contents: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(contents), np.uint8)

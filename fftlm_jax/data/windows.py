@@ -1,0 +1,99 @@
+"""Which bytes a step sees: pure functions, so that the step number is the only data state there is.
+
+Training goes through the corpus in passes. A pass cuts it, from a phase of its own, into disjoint windows and visits
+them in an order of its own, so that every byte is a target once per pass (but for less than two windows at the ends).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TrainingWindows:
+    """Windows of `seq_len + chunk` bytes: `seq_len` inputs, and the bytes that follow each of them."""
+
+    def __init__(self, data: np.ndarray, seq_len: int, chunk: int, seed: int) -> None:
+        usable = len(data) - chunk
+        if usable < seq_len:
+            raise ValueError(f"{len(data)} bytes hold no window of {seq_len} + {chunk}")
+        self.data = data
+        self.length = seq_len + chunk
+        self.seq_len = seq_len
+        self.seed = seed
+        self.per_pass = max(1, (usable - (seq_len - 1)) // seq_len)
+        self.phases = min(seq_len, usable - self.per_pass * seq_len + 1)
+
+    def offsets(self, first: int, count: int) -> np.ndarray:
+        """Corpus offsets [count] of the windows number `first`, `first + 1`, ... since the start of training."""
+        number = np.arange(first, first + count, dtype=np.int64)
+        passes, index = np.divmod(number, self.per_pass)
+        offsets = np.empty(count, np.int64)
+        for p in np.unique(passes):
+            here = passes == p
+            phase = int(_mix(np.uint64(self.seed), np.uint64(2 * p))) % self.phases
+            order = permute(index[here], self.per_pass, int(_mix(np.uint64(self.seed), np.uint64(2 * p + 1))))
+            offsets[here] = phase + order * self.seq_len
+        return offsets
+
+    def batch(self, step: int, accum_steps: int, batch_size: int) -> np.ndarray:
+        """Windows of one optimizer step, uint8 [accum_steps, batch_size, seq_len + chunk].
+
+        However a step's windows are split into micro-batches, they are the same windows in the same order.
+        """
+        count = accum_steps * batch_size
+        offsets = self.offsets(step * count, count)
+        windows = self.data[offsets[:, None] + np.arange(self.length)]
+        return windows.reshape(accum_steps, batch_size, self.length)
+
+
+class EvaluationBatch(NamedTuple):
+    """Windows uint8 [B, seq_len + chunk], and how many bytes of each are data (the rest is zero padding)."""
+
+    windows: np.ndarray
+    valid: np.ndarray
+
+
+def evaluation_batches(data: np.ndarray, seq_len: int, chunk: int, batch_size: int) -> Iterator[EvaluationBatch]:
+    """Non-overlapping windows over all of `data`, in order: every byte but the first is a next-byte target once.
+
+    The last window and the last batch are padded to full size, with `valid` saying where the data ends.
+    """
+    starts = range(0, len(data) - 1, seq_len)
+    length = seq_len + chunk
+    for first in range(0, len(starts), batch_size):
+        windows = np.zeros((batch_size, length), np.uint8)
+        valid = np.zeros(batch_size, np.int32)
+        for row, start in enumerate(starts[first : first + batch_size]):
+            piece = data[start : start + length]
+            windows[row, : len(piece)] = piece
+            valid[row] = len(piece)
+        yield EvaluationBatch(windows, valid)
+
+
+def permute(index: np.ndarray, n: int, key: int) -> np.ndarray:
+    """Images of `index` under a pseudo-random permutation of 0..n-1, without a table of it.
+
+    A four-round Feistel network permutes the next larger power of four; values that fall outside 0..n-1 are sent
+    through it again until they do not (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains").
+    """
+    half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    values = index.astype(np.uint64)
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> np.uint64(half), values[outside] & mask
+        for turn in range(4):
+            left, right = right, left ^ (_mix(right, np.uint64((key + turn) % 2**64)) & mask)
+        values[outside] = (left << np.uint64(half)) | right
+        outside = values >= n
+    return values.astype(np.int64)
+
+
+def _mix(value: np.ndarray | np.uint64, key: np.uint64) -> np.ndarray | np.uint64:
+    """A well-mixed 64-bit hash of (value, key): the SplitMix64 finaliser."""
+    with np.errstate(over="ignore"):
+        z = value + (key + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))

@@ -1,0 +1,54 @@
+"""Parameters to groups by path: first matching rule wins, and every parameter must match one.
+
+By path and never by rank: stacked gains are 2-D and stacked matrices 3-D, so `ndim == 2` gets both wrong.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+Rules = Sequence[tuple[str, str]]
+
+# (group, regular expression over the whole slash-separated path).
+PARAMETER_RULES: Rules = (
+    ("mixer", r"blocks/mixer/w_\w+/kernel"),
+    ("mlp", r"blocks/mlp/w_\w+/kernel"),
+    ("head", r"head/kernel"),
+    ("embedding", r"embed/embedding"),
+    ("convolution", r"blocks/mixer/spectrum"),
+    ("gain", r"blocks/mixer/gain"),
+    ("norm", r"(.*/)?\w*norm/scale"),
+)
+
+# Weight decay acts on matrices only: not on embeddings (rows of rare bytes would fade), kernels, gains and norms.
+DECAYED_GROUPS = frozenset({"mixer", "mlp", "head"})
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """Slash-separated name of a leaf, as in `blocks/mixer/w_in/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def label_params(params: Any, rules: Rules = PARAMETER_RULES) -> Any:
+    """Tree of group names with the structure of `params`.
+
+    Raises:
+        ValueError: naming every parameter that no rule covers.
+    """
+    orphans: list[str] = []
+
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        del leaf
+        name = path_string(path)
+        for group, pattern in rules:
+            if re.fullmatch(pattern, name):
+                return group
+        orphans.append(name)
+        return ""
+
+    labels = jax.tree_util.tree_map_with_path(label, params)
+    if orphans:
+        raise ValueError(f"no routing rule covers the parameters {', '.join(orphans)}")
+    return labels
