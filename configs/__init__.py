@@ -1,0 +1,1 @@
+"""Configs. `aligned.py` holds every key; the others start from it."""

@@ -1,0 +1,112 @@
+"""The documents' aligned setup: plateau rule on the ladder 128-256-512-full, sawtooth stages of 2, 3 and the rest.
+
+    python main.py --config=configs/aligned.py --workdir=runs/aligned --config.data.path=corpus.txt
+
+Expected result: not known. 50,000 steps of 32 windows of 1024 bytes take weeks on two CPU cores, so this config was
+never run to its end there; its first steps were, and `configs/quickstart.py` is its small twin that is.
+
+Every key there is stands here, once, with its meaning. Other configs start from this one and change what differs.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def either(value):
+    """A key that takes values of several types, such as bins (int), a fraction (float) or a name (str)."""
+    return config_dict.FieldReference(value, field_type=object)
+
+
+def get_config() -> ConfigDict:
+    """All keys with the values of the source documents."""
+    c = ConfigDict()
+    c.seed = 0  # Of initialisation, data order, dropout and samples.
+
+    c.model = model = ConfigDict()
+    model.seq_len = 1024  # T: bytes of a training window.
+    model.kernel_len = 128  # K: taps of a convolution kernel.
+    model.d_model = 512  # D: width of the residual stream.
+    model.n_layers = 6  # Blocks.
+    model.conv_heads = 8  # H: kernels per layer; must divide d_model.
+    model.projections = True  # False: the source's plain block, a convolution and its gain alone.
+    model.ffn_mult = 2.0  # Hidden width of the feed-forward layer over d_model.
+    model.chunk = 16  # C: bytes the head predicts at once; must divide seq_len. Head 0 is the next-byte head.
+    model.conv_method = "auto"  # auto, toeplitz, fft or direct: equal to round-off.
+    model.dropout = 0.0  # On both branches of every block.
+    model.dtype = "float32"  # Of the matrix products; weights and losses are always float32. Or bfloat16.
+
+    c.objective = objective = ConfigDict()
+    objective.name = "chunk"  # next_byte, or chunk: predict 16 bytes at each chunk boundary.
+    objective.positions = "boundaries"  # Of the chunk loss: all boundaries, or the last one only (the original).
+    objective.next_byte_weight = 1.0  # Weight of the next-byte loss beside the chunk loss.
+
+    c.curriculum = curriculum = ConfigDict()
+    curriculum.rule = "plateau"  # plateau, schedule (by epoch) or none (full band from the start).
+    curriculum.ladder = (128, 256, 512, "full")  # Cutoffs: bins (int), fractions of Nyquist (float) or "full".
+    curriculum.initial = either("first")  # Cutoff at step 0: "first" rung, or a cutoff.
+    curriculum.min_epoch = 2  # No raise before this many whole epochs are done.
+    curriculum.window = 50  # Losses of the plateau rule, one per optimizer step; even.
+    # Relative improvement below which the loss has plateaued. LARGER raises SOONER (the documents say the opposite).
+    # At a loss of 2.86, 0.005 per 25 steps is 0.57 nats per 1000 steps: late in a tooth this fires at nearly every
+    # check. Raised too fast: make it smaller or the window longer.
+    curriculum.threshold = 0.005
+    curriculum.check_every = either("epoch")  # "epoch", or a number of steps.
+    curriculum.schedule = ((0, 128), (2, 256), (5, 512), (10, "full"))  # (first epoch, cutoff) of rule "schedule".
+    curriculum.method = "cosine"  # cosine, minimum_phase, or signal (sees the future: refused unless harmless).
+    curriculum.transition_bins = 32  # Width of the minimum_phase band edge.
+
+    c.lr = lr = ConfigDict()
+    lr.base = 2e-4  # Peak learning rate.
+    lr.stages = ((2, 1.0, 0.1), (3, 1.0, 0.1), ("rest", 1.0, 0.05))  # (epochs, peak, floor), multipliers of base.
+    lr.restart = "tooth"  # At a raise: tooth (new cosine from the peak), pulse (the peak for one step) or none.
+    lr.factor = either(1.0)  # At a raise, multiplied into the LR for good: a number, sqrt_ratio or inverse_ratio.
+
+    c.optim = optim = ConfigDict()
+    optim.name = "adamw"
+    optim.b1 = 0.9  # Decay of the first moment.
+    optim.b2 = 0.95  # Of the second. At 0.999 a coefficient that opens late starts with updates 11 times too large.
+    optim.eps = 1e-8  # Added to the root of the second moment.
+    optim.weight_decay = 5e-4  # Decoupled, on matrices only.
+    optim.clip = 1.0  # Global gradient norm.
+
+    c.train = train = ConfigDict()
+    train.batch_size = 4  # Windows per micro-batch.
+    train.accum_steps = 8  # Micro-batches per optimizer step.
+    train.steps_per_epoch = 1000  # Optimizer steps that make an "epoch".
+    train.epochs = 50
+    train.log_every = 10  # Steps between console lines and TensorBoard points; metrics.jsonl has every step.
+
+    c.eval = evaluation = ConfigDict()
+    evaluation.every = 1000  # Steps between evaluations; the last step is always evaluated.
+    evaluation.batch_size = 8  # Windows per forward pass.
+    evaluation.max_bytes = 262144  # Of the held-out part, from its beginning; 0 for all of it.
+
+    c.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 500  # Steps between checkpoints; the last step is always saved.
+    checkpoint.keep_last = 2  # Newest checkpoints kept.
+    checkpoint.keep_best = 1  # Checkpoints of lowest bpb kept besides (saved at evaluated steps).
+
+    c.sample = sample = ConfigDict()
+    sample.prompt = "def "  # What samples.txt continues.
+    sample.bytes = 128  # Length of the sample written at each evaluation; 0 for none.
+    sample.temperature = 0.8  # 0 is greedy.
+    sample.top_k = 0  # Keep the k likeliest bytes; 0 keeps all.
+    sample.top_p = 0.95  # Keep the likeliest bytes of this total probability.
+    sample.repetition_penalty = 1.0  # Above 1, bytes of the context become less likely.
+
+    c.data = data = ConfigDict()
+    data.source = "python_stdlib"  # This Python's standard library; or "files".
+    data.path = ""  # A file, a folder or a glob; if set, source is files.
+    data.held_out = 0.1  # Fraction: of a single file its end, of many files by a hash of their names.
+
+    c.init = init = ConfigDict()
+    init.checkpoint = ""  # Start from the weights of this run directory (or checkpoints/<step> in it).
+    init.epoch = 0  # Age in epochs of weights without controller state: bounds the starting cutoff from below.
+
+    c.resume = resume = ConfigDict()
+    resume.mode = "auto"  # auto: resume what is there; never: refuse a non-empty folder; must: refuse an empty one.
+    resume.allow = ()  # Keys of a run that may change on resume, such as ("lr.base", "train.epochs", "data").
+
+    c.profile = profile = ConfigDict()
+    profile.start = 10  # First step of the profiler window (trace under <workdir>/profile).
+    profile.steps = 0  # Length of the window; 0 for none.
+    return c

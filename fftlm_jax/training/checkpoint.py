@@ -1,0 +1,202 @@
+"""Checkpoints through orbax behind one small interface, each with a SHA-256 manifest written last.
+
+A step directory without a complete manifest is a save that was cut short. A step that does not match its manifest is
+damaged. Neither is ever restored, and neither is deleted: both are moved to `quarantine/`, so that later saves of the
+same step are not refused, and the newest good step takes their place.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as retention
+
+from fftlm_jax.errors import CheckpointError, SaveError
+
+MANIFEST = "manifest.json"
+
+
+class Restored(NamedTuple):
+    """A restored checkpoint: arrays in the structure asked for, the host's JSON state, and the step."""
+
+    arrays: Any
+    host: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run: the last `keep_last` steps and the best `keep_best` by bpb."""
+
+    def __init__(self, directory: Path, keep_last: int = 1, keep_best: int = 1) -> None:
+        self.directory = directory.resolve()
+        self.quarantine = self.directory.parent / "quarantine"
+        policies = [retention.LatestN(keep_last)]
+        if keep_best:
+            policies.append(
+                retention.BestN(
+                    get_metric_fn=lambda metrics: metrics["bpb"],
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=retention.AnyPreservationPolicy(policies),
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+        )
+        self._manager: ocp.CheckpointManager | None = None
+
+    def save(self, step: int, arrays: Any, host: dict[str, Any], bpb: float | None = None) -> None:
+        """Saves and commits one step; returns once it is complete on disk.
+
+        Args:
+            step: updates done.
+            arrays: pytree of arrays.
+            host: JSON-ready state of the host.
+            bpb: held-out bits per byte, where this step was evaluated; ranks it among the best.
+
+        Raises:
+            SaveError: if the step could not be written.
+        """
+        try:
+            if self._manager is None:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+            items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
+            metrics = None if bpb is None else {"bpb": bpb}
+            saved = self._manager.save(step, args=items, metrics=metrics, force=True)
+            if saved:
+                write_manifest(self.directory / str(step))
+        except (OSError, ValueError) as error:
+            raise SaveError(f"{self.directory}: step {step} could not be saved ({_first_line(error)}).") from error
+        if not saved:
+            raise SaveError(f"{self.directory}: orbax refused to save step {step}; is a newer step in the folder?")
+
+    def restore(self, abstract_arrays: Any) -> Restored | None:
+        """Restores the newest good step into the given structure, or None where there is no step at all.
+
+        Raises:
+            CheckpointError: if there are steps but none is usable, or the structure differs.
+        """
+        steps = step_numbers(self.directory)
+        faults = []
+        for step in reversed(steps):
+            fault = manifest_fault(self.directory / str(step))
+            if fault is None:
+                self._set_aside([s for s in steps if s > step])
+                return self._restore_step(step, abstract_arrays)
+            faults.append(f"step {step}: {fault}")
+        if faults:
+            raise CheckpointError(f"{self.directory}: no step is usable ({'; '.join(faults)}). Nothing was deleted.")
+        return None
+
+    def close(self) -> None:
+        """Releases orbax's resources."""
+        if self._manager is not None:
+            self._manager.close()
+
+    def _restore_step(self, step: int, abstract_arrays: Any) -> Restored:
+        directory = self.directory / str(step)
+        check_shapes(directory, abstract_arrays)
+        arrays = ocp.StandardCheckpointer().restore(directory / "arrays", abstract_arrays)
+        return Restored(arrays, read_host(directory), step)
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            self.quarantine.mkdir(exist_ok=True)
+            target = self.quarantine / str(step)
+            for n in range(1, 1000):
+                if not target.exists():
+                    break
+                target = self.quarantine / f"{step}.{n}"
+            shutil.move(self.directory / str(step), target)
+
+
+def step_numbers(directory: Path) -> list[int]:
+    """Steps in a checkpoint folder, increasing; stray files and empty folders are no steps."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir() and any(p.iterdir()))
+
+
+def write_manifest(directory: Path) -> None:
+    """Writes the SHA-256 and size of every file of a step; the rename makes the manifest complete or absent."""
+    files = {
+        p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
+    }
+    temporary = directory / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"files": files}, indent=1))
+    temporary.rename(directory / MANIFEST)
+
+
+def manifest_fault(directory: Path) -> str | None:
+    """What is wrong with a step's files, in words, or None if all match the manifest."""
+    try:
+        files = json.loads((directory / MANIFEST).read_text())["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except FileNotFoundError:
+        return "it has no manifest, so its save was cut short"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    for name, (size, digest) in expected.items():
+        file = directory / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size or _sha256(file) != digest:
+            return f"{name} does not match its manifest"
+    return None
+
+
+def read_host(directory: Path) -> dict[str, Any]:
+    """The host's state of a step."""
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(directory / "host")
+
+
+def read_arrays(directory: Path) -> Any:
+    """The arrays of a step as a nested dict or list of NumPy arrays, in the structure the file declares."""
+    checkpointer = ocp.PyTreeCheckpointer()
+    metadata = checkpointer.metadata(directory / "arrays").item_metadata.tree
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+    return checkpointer.restore(directory / "arrays", args=ocp.args.PyTreeRestore(restore_args=restore_args))
+
+
+def check_shapes(directory: Path, abstract_arrays: Any) -> None:
+    """Compares a step's arrays with the expected structure; orbax itself casts a wrong dtype silently.
+
+    Raises:
+        CheckpointError: naming every array that is missing, unexpected, or of another shape or dtype.
+    """
+    metadata = ocp.PyTreeCheckpointer().metadata(directory / "arrays").item_metadata.tree
+    found = {_name(path): (tuple(m.shape), np.dtype(m.dtype)) for path, m in jax.tree_util.tree_leaves_with_path(metadata)}
+    wanted = {
+        _name(path): (tuple(a.shape), np.dtype(a.dtype))
+        for path, a in jax.tree_util.tree_leaves_with_path(abstract_arrays)
+    }
+    faults = [
+        f"{name} is {found.get(name, 'missing')} but must be {wanted.get(name, 'absent')}"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
+    ]
+    if faults:
+        raise CheckpointError(f"{directory}: does not fit this model: {'; '.join(faults)}.")
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,76 @@
+"""`curves.png`: loss and bpb, learning rate, cutoff and gradient norm over steps, raises marked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from fftlm_jax.training.metrics import Record
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 (after the backend is chosen: no display is needed)
+from matplotlib.axes import Axes  # noqa: E402
+
+_TRAIN, _EVAL, _RAISE = "#4477aa", "#cc3311", "#999933"
+_SMOOTHING_WINDOWS = 100  # The loss line is smoothed over a hundredth of the run.
+
+
+def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
+    """Draws the records of a `metrics.jsonl` and replaces `file` in one move."""
+    train = [r for r in records if r["kind"] == "train" and not r.get("nonfinite")]
+    evals = [r for r in records if r["kind"] == "eval" and not r.get("nonfinite")]
+    raises = [r for r in records if r.get("event") == "cutoff_raised"]
+    figure, axes = plt.subplots(4, 1, figsize=(9, 10), sharex=True, height_ratios=(3, 1.3, 1, 1.3))
+    steps = np.array([r["step"] for r in train])
+    _draw_loss(axes[0], steps, np.array([r["loss"] for r in train]), evals)
+    axes[1].plot(steps, [r["lr"] for r in train], color=_TRAIN)
+    axes[1].set_ylabel("learning rate")
+    axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes[2].step(steps, [r["cutoff"] for r in train], where="pre", color=_TRAIN)
+    axes[2].set_ylabel("cutoff (bins)")
+    axes[2].set_ylim(bottom=0)
+    axes[3].plot(steps, [r["grad_norm"] for r in train], color=_TRAIN, linewidth=0.6)
+    axes[3].set_ylabel("gradient norm\n(before clipping)")
+    axes[3].set_yscale("log")
+    axes[3].set_xlabel("step")
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        for event in raises:
+            axis.axvline(event["step"], color=_RAISE, linestyle="--", linewidth=1)
+    for event in raises:
+        axes[0].annotate(
+            f"{event['from']}→{event['to']}",
+            (event["step"], 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(2, -4),
+            textcoords="offset points",
+            fontsize=8,
+            color=_RAISE,
+            rotation=90,
+            va="top",
+        )
+    figure.suptitle(title)
+    figure.tight_layout()
+    temporary = file.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=100)
+    plt.close(figure)
+    temporary.rename(file)
+
+
+def _draw_loss(axis: Axes, steps: np.ndarray, loss: np.ndarray, evals: Sequence[Record]) -> None:
+    width = max(1, len(loss) // _SMOOTHING_WINDOWS)
+    axis.plot(steps, loss, color=_TRAIN, alpha=0.25, linewidth=0.6)
+    if len(loss) >= width:
+        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
+        axis.plot(steps[width - 1 :], smooth, color=_TRAIN, label="training loss (nats)")
+    axis.plot([r["step"] for r in evals], [r["bpb"] for r in evals], "o-", color=_EVAL, ms=4, label="held-out bpb")
+    if evals and "chunk_bpb" in evals[-1]:
+        points = [r["chunk_bpb"] for r in evals]
+        axis.plot([r["step"] for r in evals], points, "s--", color=_EVAL, ms=3, label="held-out chunk bpb")
+    if len(loss):
+        # The first steps fall from the loss of a uniform guess and would flatten everything after them.
+        shown = [*loss[len(loss) // 50 :], *(r["bpb"] for r in evals)]
+        axis.set_ylim(min(shown) - 0.1, np.percentile(shown, 99.5) + 0.3)
+    axis.set_ylabel("loss (nats) / bits per byte")
+    axis.legend(loc="upper right")

@@ -1,0 +1,56 @@
+"""`--dry_run`: what a config would do and cost, without writing anything."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from fftlm_jax.config import to_dict
+from fftlm_jax.model import build
+from fftlm_jax.optim import label_params, path_string
+from fftlm_jax.training import setup
+from fftlm_jax.training.loop import config_of, load_run_corpus
+
+
+def dry_run(values: Mapping[str, Any]) -> None:
+    """Validates a config and its data, compiles the first step, and prints what it found.
+
+    Raises:
+        RunError: whatever would stop a real run before its first step.
+    """
+    config = config_of(values)
+    corpus = load_run_corpus(config)
+    for section, keys in to_dict(config).items():
+        print(f"{section}: {keys}")
+    print(f"\n{corpus.description}")
+    graph, params = build(config.model)
+    print(_parameter_table(params))
+    tx = setup.build_optimizer_of(config)
+    with setup.build_compiler(config, graph, tx) as compiler:
+        cutoff = setup.build_controller(config).cutoff
+        compiled = compiler.get(setup.low_pass_at(config, cutoff))
+    flops = (compiled.run.cost_analysis() or {}).get("flops", float("nan"))
+    memory = compiled.run.memory_analysis()
+    t = config.train
+    step_bytes = t.accum_steps * t.batch_size * config.model.seq_len
+    print(
+        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text in {t.accum_steps} micro-batches, "
+        f"{flops / 1e9:,.1f} GFLOP counted by the compiler for one micro-batch and the update"
+    )
+    if memory is not None:
+        print(
+            f"memory: {memory.argument_size_in_bytes / 2**20:,.0f} MiB of state and data (updated in place), "
+            f"{memory.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries"
+        )
+    print(f"compiled in {compiled.seconds:.1f}s for {jax.devices()[0].device_kind}; nothing was written")
+
+
+def _parameter_table(params: Any) -> str:
+    groups = jax.tree.leaves(label_params(params))
+    rows = [
+        (path_string(path), "x".join(map(str, leaf.shape)), leaf.size, group)
+        for (path, leaf), group in zip(jax.tree_util.tree_leaves_with_path(params), groups, strict=True)
+    ]
+    rows.append(("total", "", sum(size for _, _, size, _ in rows), ""))
+    width = max(len(name) for name, *_ in rows)
+    return "\n".join(f"{name:{width}}  {shape:>16}  {size:>12,}  {group}" for name, shape, size, group in rows)

@@ -1,0 +1,49 @@
+"""What a resumed run may change. The config of a run is the run's; the rest is refused, field by field. (DESIGN 3.7.)"""
+
+from typing import Any
+
+from fftlm_jax.config import Config, differences, to_dict
+from fftlm_jax.errors import CheckpointError
+
+# How a run is watched, not what it computes. Where a corpus lies is free too: its fingerprint is what must agree.
+_FREE = ("eval.", "checkpoint.", "sample.", "profile.", "resume.", "train.log_every", "data.source", "data.path")
+# A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
+_NEVER = ("model.", "optim.name", "init.")
+_NEVER_EXCEPT = ("model.conv_method", "model.dropout")
+
+
+def changes_on_resume(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """Changes of a run's config that `resume.allow` permits, as dotted key -> (old, new); free ones are left out.
+
+    Raises:
+        CheckpointError: with every difference that is not permitted, one a line.
+    """
+    changed = {
+        name: pair for name, pair in differences(saved, to_dict(config)).items() if not name.startswith(_FREE)
+    }
+    refused = [name for name in changed if name not in config.resume.allow or _is_fixed(name)]
+    if not refused:
+        return changed
+    lines = [f"  {name}: {changed[name][0]!r} -> {changed[name][1]!r}" for name in refused]
+    on_request = [name for name in refused if not _is_fixed(name)]
+    fix = "Use the run's own values, or another --workdir"
+    if len(on_request) == len(refused):
+        fix += f', or permit the change with --config.resume.allow="{",".join(on_request)}"'
+    raise CheckpointError("the run in this folder was started with another config:\n" + "\n".join([*lines, f"{fix}."]))
+
+
+def require_same_corpus(saved: str, found: str, config: Config) -> None:
+    """Compares corpus fingerprints.
+
+    Raises:
+        CheckpointError: if they differ and `resume.allow` does not name `data`.
+    """
+    if saved != found and "data" not in config.resume.allow:
+        raise CheckpointError(
+            f"data: the corpus differs from the run's (fingerprint {saved[:12]} -> {found[:12]}). Bring the old bytes "
+            "back, or permit the change with --config.resume.allow=data."
+        )
+
+
+def _is_fixed(name: str) -> bool:
+    return name.startswith(_NEVER) and name not in _NEVER_EXCEPT

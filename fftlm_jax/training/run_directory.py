@@ -1,0 +1,143 @@
+"""What a run leaves on disk, where, and who may write there.
+
+    config.json env.json metrics.jsonl curves.png samples.txt run.log tensorboard/ checkpoints/<step>/ quarantine/
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+
+from fftlm_jax.errors import CheckpointError, InUseError, SaveError, UsageError
+
+_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+
+
+class RunDirectory:
+    """Paths of one run, and the lock that keeps a second process out."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).resolve()
+        self.config = self.root / "config.json"
+        self.env = self.root / "env.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.curves = self.root / "curves.png"
+        self.samples = self.root / "samples.txt"
+        self.log = self.root / "run.log"
+        self.tensorboard = self.root / "tensorboard"
+        self.checkpoints = self.root / "checkpoints"
+        self.profile = self.root / "profile"
+        self._lock: IO[str] | None = None
+
+    def require_usable(self, mode: str) -> None:
+        """Refuses, before anything is compiled or written, a folder that `resume.mode` does not allow.
+
+        Raises:
+            UsageError, CheckpointError: saying what is in the way and what to do.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"--workdir: {self.root} is a file; name a folder.")
+        entries = [p for p in self.root.iterdir() if p.name != "lock"] if self.root.exists() else []
+        if mode == "must" and not self.has_config:
+            raise CheckpointError(f"resume.mode=must: {self.root} holds no run to resume; drop the option to start one.")
+        if mode == "never" and entries:
+            raise UsageError(f"resume.mode=never: {self.root} is not empty; name another --workdir or pass --overwrite.")
+        if entries and not self.has_config:
+            raise UsageError(f"--workdir: {self.root} holds files but no run; name another folder or pass --overwrite.")
+
+    @property
+    def has_config(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def acquire(self) -> None:
+        """Creates the folder, proves it writable and takes its lock, which the system frees when the process ends.
+
+        Raises:
+            SaveError: if it cannot be written. InUseError: naming the process that holds it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.root / "lock", "a+")  # noqa: SIM115 (held until release)
+        except OSError as error:
+            raise SaveError(f"--workdir: {self.root} cannot be written ({error.strerror}); name another folder.") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise InUseError(f"{self.root} is in use by {holder}; wait for it or name another --workdir.") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()}")
+        self._lock.flush()
+
+    def release(self) -> None:
+        """Frees the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def read_config(self) -> dict[str, Any]:
+        """The config that the run was started with.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        try:
+            values = json.loads(self.config.read_text())
+            if not isinstance(values, dict):
+                raise ValueError("it is no JSON object")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.config} cannot be read ({error}); restore it or pass --overwrite.") from None
+        return values
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Stores the config as JSON."""
+        write_json(self.config, values)
+
+    def write_env(self) -> None:
+        """Stores versions, devices and XLA flags (they change bits); no paths, no host names."""
+        write_json(self.env, environment())
+
+
+def move_aside(root: str | os.PathLike[str]) -> Path | None:
+    """Renames an existing folder to the first free `<name>.1`, `<name>.2`, ...; returns where it went."""
+    path = Path(root).resolve()
+    if not path.exists():
+        return None
+    n = 1
+    while (target := path.with_name(f"{path.name}.{n}")).exists():
+        n += 1
+    return path.rename(target)
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Writes JSON so that the file is complete or unchanged."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.rename(file)
+
+
+def environment() -> dict[str, Any]:
+    """What a run's numbers depend on besides its config."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": {name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "byte_order": sys.byteorder,
+    }

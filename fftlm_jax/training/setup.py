@@ -1,0 +1,113 @@
+"""Builds the parts of a run from its config: model, optimizer, curriculum and the first state."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from fftlm_jax.config import Config
+from fftlm_jax.curriculum import Controller, Rule, resolve_ladder, starting_cutoff
+from fftlm_jax.cutoff import cutoff_in_bins, freq_bins
+from fftlm_jax.model import build, init_params
+from fftlm_jax.optim import build_optimizer, stages_in_steps
+from fftlm_jax.spectral import LowPass, mask_spectrum
+from fftlm_jax.training.compiler import StepCompiler
+from fftlm_jax.training.step import TrainState, events, make_train_step
+from fftlm_jax.curriculum import Answer
+from fftlm_jax.training.warm_start import coefficients_in_use, load_weights
+
+
+def build_optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with the run's own stages."""
+    stages = stages_in_steps(config.lr.stages, config.train.steps_per_epoch, config.train.epochs)
+    return build_optimizer(config.optim, stages, config.lr.base)
+
+
+def build_controller(config: Config) -> Controller:
+    """The controller at the config's initial cutoff."""
+    c, seq_len = config.curriculum, config.model.seq_len
+    bins = freq_bins(seq_len)
+    rule = Rule(
+        name=c.rule,
+        ladder=resolve_ladder(c.ladder, seq_len),
+        freq_bins=bins,
+        check_every=config.train.steps_per_epoch if c.check_every == "epoch" else c.check_every,
+        steps_per_epoch=config.train.steps_per_epoch,
+        min_epoch=c.min_epoch,
+        window=c.window,
+        threshold=c.threshold,
+        schedule=c.schedule,
+    )
+    return Controller(rule, initial_cutoff(config, rule))
+
+
+def initial_cutoff(config: Config, rule: Rule) -> int:
+    """Bins at step 0: everything without a curriculum, else `curriculum.initial`, by default the first rung."""
+    if rule.name == "none":
+        return rule.freq_bins
+    if config.curriculum.initial != "first":
+        return cutoff_in_bins(config.curriculum.initial, config.model.seq_len)
+    if rule.name == "schedule":
+        return cutoff_in_bins(rule.schedule[0][1], config.model.seq_len)
+    return rule.ladder[0]
+
+
+def low_pass_at(config: Config, cutoff: int) -> LowPass:
+    """The band limit of the model at a cutoff in bins."""
+    bins = freq_bins(config.model.seq_len)
+    return LowPass(cutoff, bins, config.curriculum.method, config.curriculum.transition_bins)
+
+
+def evaluation_low_pass(config: Config, cutoff: int) -> LowPass:
+    """The band limit for evaluation and decoding.
+
+    None is needed for `cosine`, whose masked coefficients are 0 already: one compilation then serves every cutoff.
+    """
+    return low_pass_at(config, freq_bins(config.model.seq_len) if config.curriculum.method == "cosine" else cutoff)
+
+
+def first_state(config: Config, controller: Controller, tx: optax.GradientTransformationExtraArgs) -> TrainState:
+    """Initial (or `init.checkpoint`'s) weights and a fresh optimizer; sets the controller's starting cutoff.
+
+    With the `cosine` method, coefficients above the starting cutoff are set to 0: they begin to learn at their raise.
+    """
+    params = init_params(config.model, config.seed)
+    if config.init.checkpoint:
+        params, saved_cutoff = load_weights(config.init.checkpoint, params)
+        controller.cutoff = starting_cutoff(
+            max(controller.cutoff, saved_cutoff or 0),
+            controller.rule.ladder,
+            controller.rule.freq_bins,
+            epoch=config.init.epoch if saved_cutoff is None else None,
+            coefficients_in_use=coefficients_in_use(params),
+            kernel_len=config.model.kernel_len,
+        )
+    if config.curriculum.method == "cosine":
+        mixer = params["blocks"]["mixer"]
+        mixer["spectrum"] = mask_spectrum(mixer["spectrum"], low_pass_at(config, controller.cutoff))
+    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+
+def abstract_state(config: Config, tx: optax.GradientTransformationExtraArgs) -> TrainState:
+    """Shapes and dtypes of the state, nothing allocated."""
+    params = build(config.model)[1]
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(params, jax.eval_shape(tx.init, params), scalar, jax.ShapeDtypeStruct((), bool))
+
+
+def step_arguments(config: Config, tx: optax.GradientTransformationExtraArgs) -> tuple[Any, ...]:
+    """Abstract arguments of the training step."""
+    shape = (config.train.accum_steps, config.train.batch_size, config.model.seq_len + config.model.chunk)
+    return abstract_state(config, tx), jax.ShapeDtypeStruct(shape, np.uint8), *events(Answer())
+
+
+def build_compiler(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs) -> StepCompiler:
+    """Compiles the run's steps, one per mask."""
+    return StepCompiler(
+        lambda low_pass: make_train_step(config, graph, tx, low_pass),
+        step_arguments(config, tx),
+        lambda low_pass: low_pass.mask_key(config.model.kernel_len),
+    )

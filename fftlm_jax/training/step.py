@@ -1,0 +1,119 @@
+"""The training step: the only place where training is jitted. (DESIGN 3.2, 3.5.)
+
+A pure function of (state, windows, events). The cutoff is static and an explicit argument of the builder; everything
+that changes every step (data, the learning rate's events) is traced.
+
+A step whose loss, gradient or update is not finite changes nothing and sets `halted`, after which later steps change
+nothing either: the state was donated, so there is no going back, and the host, which lags one step behind, may already
+have sent the next.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from fftlm_jax.config import Config
+from fftlm_jax.curriculum import Answer
+from fftlm_jax.model import Scores, score
+from fftlm_jax.model.language_model import Params
+from fftlm_jax.spectral import LowPass
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes on the device. `step` counts updates; randomness is a function of it."""
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array  # int32 scalar
+    halted: jax.Array  # bool scalar: a non-finite step was met; nothing changes any more.
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step, in nats where they are losses. `grad_norm` is taken before clipping."""
+
+    loss: jax.Array
+    next_byte_loss: jax.Array
+    chunk_loss: jax.Array
+    grad_norm: jax.Array
+    finite: jax.Array
+
+
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
+
+
+def events(answer: Answer) -> tuple[np.bool_, np.bool_, np.float32]:
+    """(restart, pulse, reduce_by) as NumPy scalars: Python scalars are weakly typed and would compile a second step."""
+    return np.bool_(answer.restart), np.bool_(answer.pulse), np.float32(answer.reduce_by)
+
+
+def objective_loss(config: Config, scores: Scores) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The objective in nats per byte, and (next-byte, chunk) losses; the chunk loss is 0 for `next_byte`."""
+    next_byte = jnp.mean(scores.next_byte_BT)
+    if config.objective.name == "next_byte":
+        return next_byte, (next_byte, jnp.zeros(()))
+    chunk = jnp.mean(scores.chunk_BNC)
+    return chunk + config.objective.next_byte_weight * next_byte, (next_byte, chunk)
+
+
+def make_train_step(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, low_pass: LowPass
+) -> TrainStep:
+    """Builds the jitted step for one band limit.
+
+    Returns:
+        `step(state, windows, restart, pulse, reduce_by) -> (state, metrics)`, donating `state`. `windows` is uint8
+        [accum_steps, batch_size, seq_len + chunk]; the last three are the scalars of `events`.
+    """
+    is_chunk = config.objective.name == "chunk"
+    last_only = is_chunk and config.objective.positions == "last"
+    dropout_seed = jax.random.key_data(jax.random.key(config.seed + 1)) if config.model.dropout else None
+
+    def micro_loss(params: Params, windows_BW: jax.Array, key: jax.Array | None) -> tuple[jax.Array, tuple]:
+        scores = score(
+            graph,
+            params,
+            windows_BW,
+            low_pass,
+            chunk=config.model.chunk,
+            with_chunk=is_chunk,
+            last_only=last_only,
+            dropout_key=key,
+        )
+        return objective_loss(config, scores)
+
+    def train_step(
+        state: TrainState, windows_ABW: jax.Array, restart: jax.Array, pulse: jax.Array, reduce_by: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        accum_steps = windows_ABW.shape[0]
+        keys = None
+        if dropout_seed is not None:
+            keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(dropout_seed), state.step), accum_steps)
+
+        def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
+            windows_BW, key = inputs
+            value_and_grads = jax.value_and_grad(micro_loss, has_aux=True)(state.params, windows_BW, key)
+            return jax.tree.map(jnp.add, total, value_and_grads), None
+
+        zeros = ((jnp.zeros(()), (jnp.zeros(()), jnp.zeros(()))), jax.tree.map(jnp.zeros_like, state.params))
+        if accum_steps == 1:
+            totals, _ = micro_step(zeros, (windows_ABW[0], None if keys is None else keys[0]))
+        else:
+            totals, _ = jax.lax.scan(micro_step, zeros, (windows_ABW, keys))
+        (loss, (next_byte, chunk)), grads = jax.tree.map(lambda x: x / accum_steps, totals)
+
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, restart=restart, pulse=pulse, reduce_by=reduce_by
+        )
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
+        commit = finite & ~state.halted
+        advanced = (optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+        kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state[:3])
+        return TrainState(*kept, halted=~commit), StepMetrics(loss, next_byte, chunk, grad_norm, commit)
+
+    return jax.jit(train_step, donate_argnums=0)

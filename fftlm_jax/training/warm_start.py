@@ -1,0 +1,74 @@
+"""Starting a run from another run's weights (`init.checkpoint`): architecture, weights and the cutoff they need."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fftlm_jax.errors import CheckpointError
+from fftlm_jax.model.language_model import Params
+from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host, step_numbers
+
+# The part of `model` that decides which arrays there are; the rest stays the new run's own.
+ARCHITECTURE = ("d_model", "n_layers", "conv_heads", "kernel_len", "projections", "ffn_mult")
+
+
+def checkpoint_step(checkpoint: str) -> Path:
+    """The step folder that `init.checkpoint` names: a run directory (its newest good step) or a step folder itself.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(checkpoint).resolve()
+    steps = [path] if path.name.isdigit() else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
+    faults = {step: manifest_fault(step) for step in reversed(steps)}
+    good = [step for step, fault in faults.items() if fault is None]
+    if not good:
+        why = "; ".join(f"step {step.name}: {fault}" for step, fault in faults.items()) or "it holds no checkpoints"
+        raise CheckpointError(f"init.checkpoint: {checkpoint} cannot be used: {why}. Name a run directory.")
+    return good[0]
+
+
+def source_architecture(checkpoint: str) -> dict[str, Any]:
+    """The architecture keys of the run that `init.checkpoint` names.
+
+    Raises:
+        CheckpointError: if its config is missing, unreadable or has no such keys.
+    """
+    file = checkpoint_step(checkpoint).parent.parent / "config.json"
+    try:
+        model = json.loads(file.read_text())["model"]
+        return {name: model[name] for name in ARCHITECTURE}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"init.checkpoint: {file} cannot be read ({error}); name a whole run directory.") from None
+
+
+def load_weights(checkpoint: str, fresh: Params) -> tuple[Params, int | None]:
+    """Weights of another run in the shapes of `fresh`, and the cutoff of its controller (None where it has none).
+
+    Missing slices of the head keep their fresh values, and surplus ones are dropped, so that weights move between
+    objectives.
+
+    Raises:
+        CheckpointError: naming arrays that do not fit.
+    """
+    step = checkpoint_step(checkpoint)
+    saved = read_arrays(step)["params"]
+    slices = min(saved["head"]["kernel"].shape[0], fresh["head"]["kernel"].shape[0])
+    saved["head"]["kernel"] = jnp.asarray(fresh["head"]["kernel"]).at[:slices].set(saved["head"]["kernel"][:slices])
+    have, want = jax.tree.map(np.shape, saved), jax.tree.map(np.shape, fresh)
+    if have != want:
+        raise CheckpointError(f"init.checkpoint: {checkpoint} holds arrays of other shapes than this model's.")
+    controller = read_host(step).get("controller")
+    weights = jax.tree.map(lambda s, f: jnp.asarray(s, f.dtype), saved, fresh)
+    return weights, None if controller is None else int(controller["cutoff"])
+
+
+def coefficients_in_use(params: Params) -> int:
+    """Cosine coefficients up to and including the last one that is not zero in every kernel."""
+    spectrum = np.asarray(params["blocks"]["mixer"]["spectrum"])
+    used = np.flatnonzero(np.any(spectrum != 0, axis=tuple(range(spectrum.ndim - 1))))
+    return int(used[-1]) + 1 if len(used) else 0

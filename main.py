@@ -1,0 +1,45 @@
+"""Trains a byte-level language model.
+
+    python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+The same command again resumes. Any key can be overridden: --config.lr.base=1e-4. Keys: configs/aligned.py.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Validate, compile, report sizes and costs; write nothing.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directory aside and start afresh.")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line and returns the exit code of `fftlm_jax.errors`."""
+    from fftlm_jax.errors import RunError, UsageError
+    from fftlm_jax.training.dry_run import dry_run
+    from fftlm_jax.training.loop import run
+
+    logging.set_verbosity(logging.ERROR)  # Orbax narrates every save at INFO and WARNING.
+    try:
+        if len(arguments) > 1:
+            raise UsageError(f"unexpected argument {arguments[1]!r}: options are written --config.key=value.")
+        if _CONFIG.value is None:
+            raise UsageError("--config is missing: pass a config file, for example --config=configs/quickstart.py.")
+        name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
+        workdir = _WORKDIR.value or f"runs/{name}"
+        if _DRY_RUN.value:
+            dry_run(_CONFIG.value)
+        else:
+            run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value)
+    except RunError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
