@@ -4,6 +4,7 @@ NNX classes describe the model; `build` splits it once into a static graph defin
 arrays, and only that dict travels through jit, checkpoints and optimizers.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -69,12 +70,12 @@ def build(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
 
 def init_params(config: ModelConfig, seed: int) -> Params:
     """Freshly initialised parameters as a plain nested dict of float32 arrays, a pure function of the seed."""
+    return _initialise(config, jax.random.key(seed))
 
-    @jax.jit
-    def initialise(key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(LanguageModel(config, nnx.Rngs(key)))[1])
 
-    return initialise(jax.random.key(seed))
+@functools.partial(jax.jit, static_argnums=0)
+def _initialise(config: ModelConfig, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.split(LanguageModel(config, nnx.Rngs(key)))[1])
 
 
 def _stack_of_blocks(config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -80,12 +80,14 @@ def fast_fft_length(minimum: int) -> int:
 
 
 def _direct(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
-    T, D = u_BTD.shape[1:]
-    kernel_KD = jnp.repeat(kernel_HK, D // kernel_HK.shape[0], axis=0).T.astype(jnp.float32)
+    kernel_KD = jnp.repeat(kernel_HK, u_BTD.shape[2] // kernel_HK.shape[0], axis=0).T.astype(jnp.float32)
+
+    def add_tap(carry: tuple[jax.Array, jax.Array], tap_D: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        delayed, y = carry
+        return (jnp.pad(delayed[:, :-1], ((0, 0), (1, 0), (0, 0))), y + tap_D * delayed), None
+
     u = u_BTD.astype(jnp.float32)
-    y = jnp.zeros_like(u)
-    for i in range(kernel_HK.shape[1]):
-        y = y.at[:, i:].add(kernel_KD[i] * u[:, : T - i])
+    (_, y), _ = jax.lax.scan(add_tap, (u, jnp.zeros_like(u)), kernel_KD)
     return y.astype(u_BTD.dtype)
 
 

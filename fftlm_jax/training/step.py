@@ -109,8 +109,8 @@ def make_train_step(
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, restart=restart, pulse=pulse, reduce_by=reduce_by
         )
-        grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(updates))
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
         commit = finite & ~state.halted
         advanced = (optax.apply_updates(state.params, updates), opt_state, state.step + 1)
         kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state[:3])

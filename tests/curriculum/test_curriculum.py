@@ -1,0 +1,209 @@
+"""The curriculum on the host: plateau rule, ladder, controller, and the learning rate's answer."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fftlm_jax.curriculum import (
+    Answer,
+    Controller,
+    Raise,
+    Rule,
+    adaptive_cutoff,
+    answer_to_raise,
+    curriculum_cutoff,
+    next_rung,
+    relative_improvement,
+    resolve_ladder,
+    starting_cutoff,
+)
+
+FLAT, FALLING = [2.86] * 50, [3.0 - 0.01 * i for i in range(50)]
+BARELY = [1.0] * 25 + [0.9951] * 25  # Improves by 0.49 %.
+ENOUGH = [1.0] * 25 + [0.9949] * 25  # Improves by 0.51 %.
+
+
+@pytest.mark.parametrize(
+    "case,losses,window,expected",
+    (
+        ("no decision on too few", FLAT[:49], 50, None),
+        ("flat", FLAT, 50, 0.0),
+        ("only the last window counts", [100.0] * 10 + BARELY, 50, 0.0049),
+        ("a rising loss improves by less than nothing", [1.0, 1.0, 1.5, 1.5], 4, -0.5),
+        ("means of the halves", [4.0, 2.0, 2.0, 1.0], 4, 0.5),
+        ("a loss of zero", [0.0] * 4, 4, 0.0),
+    ),
+)
+def test_relative_improvement(case, losses, window, expected):
+    assert relative_improvement(losses, window) == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    "case,epoch,cutoff,losses,options,expected",
+    (
+        ("flat at epoch 2", 2, 128, FLAT, {}, (256, True)),
+        ("one rung at a time", 40, 128, FLAT, {}, (256, True)),
+        ("from 256", 2, 256, FLAT, {}, (512, True)),
+        ("the last rung is freq_bins", 2, 512, FLAT, {}, (513, True)),
+        ("at the top", 2, 513, FLAT, {}, (513, False)),
+        ("never before epoch 2", 1, 128, FLAT, {}, (128, False)),
+        ("not before a later minimum", 2, 128, FLAT, {"min_epoch_before_raise": 3}, (128, False)),
+        ("still falling", 2, 128, FALLING, {}, (128, False)),
+        ("too few losses", 2, 128, FLAT[:49], {}, (128, False)),
+        ("0.49 % is a plateau", 2, 128, BARELY, {}, (256, True)),
+        ("0.51 % is none", 2, 128, ENOUGH, {}, (128, False)),
+        ("a LARGER threshold raises sooner", 2, 128, ENOUGH, {"plateau_threshold": 0.01}, (256, True)),
+        ("a smaller one raises later", 2, 128, BARELY, {"plateau_threshold": 0.003}, (128, False)),
+        ("a shorter window", 2, 128, FLAT[:30], {"plateau_window": 30}, (256, True)),
+        ("a rising loss is a plateau", 2, 128, FALLING[::-1], {}, (256, True)),
+        ("64 is legal", 2, 64, FLAT, {"ladder": (64, 128)}, (128, True)),
+        ("a cutoff between rungs goes to the next", 2, 200, FLAT, {}, (256, True)),
+    ),
+)
+def test_adaptive_cutoff(case, epoch, cutoff, losses, options, expected):
+    assert adaptive_cutoff(epoch, cutoff, losses, 513, **options) == expected
+
+
+@pytest.mark.parametrize("epoch,expected", ((0, 128), (1, 128), (2, 256), (4, 256), (5, 512), (9, 512), (10, 513), (99, 513)))
+def test_the_documents_table(epoch, expected):
+    assert curriculum_cutoff(epoch, 513) == expected
+
+
+def test_tables_of_shorter_windows():
+    assert curriculum_cutoff(2, 129) == 129, "the documents' bins beyond the window mean the full band"
+    assert curriculum_cutoff(3, 129, table=((0, 0.25), (3, 0.5))) == 64
+
+
+def test_ladder():
+    assert resolve_ladder((0.25, 0.5, "full"), 256) == (32, 64, 129)
+    assert next_rung((32, 64, 129), 32) == 64 and next_rung((32, 64), 64) is None
+
+
+@pytest.mark.parametrize(
+    "case,options,expected",
+    (
+        ("fresh weights start at the initial cutoff", {}, 128),
+        ("weights of epoch 0", {"epoch": 0}, 128),
+        ("old weights start where the table says", {"epoch": 6}, 512),
+        ("never below the coefficients in use", {"coefficients_in_use": 33}, 256),
+        ("exactly covered", {"coefficients_in_use": 32}, 128),
+        ("all in use", {"coefficients_in_use": 128}, 512),
+        ("the largest of all", {"epoch": 2, "coefficients_in_use": 65}, 512),
+        ("no rung covers them", {"coefficients_in_use": 128, "ladder": (128, 256)}, 513),
+    ),
+)
+def test_where_weights_start(case, options, expected):
+    options = {"ladder": (128, 256, 512, 513), "kernel_len": 128, **options}
+    assert starting_cutoff(128, freq_bins=513, **options) == expected
+
+
+@pytest.mark.parametrize(
+    "restart,factor,old,new,expected",
+    (
+        ("tooth", 1.0, 128, 256, Answer(True, False, 1.0)),
+        ("pulse", 0.7, 128, 256, Answer(False, True, 0.7)),
+        ("none", "sqrt_ratio", 128, 512, Answer(False, False, 0.5)),
+        ("none", "sqrt_ratio", 256, 512, Answer(False, False, 0.5**0.5)),
+        ("tooth", "inverse_ratio", 128, 512, Answer(True, False, 0.25)),
+    ),
+)
+def test_answer_to_raise(restart, factor, old, new, expected):
+    assert answer_to_raise(restart, factor, old, new) == pytest.approx(expected)
+
+
+def make_controller(name="plateau", **changes) -> Controller:
+    options = {
+        "ladder": (128, 256, 512, 513), "freq_bins": 513, "check_every": 10, "steps_per_epoch": 20, "min_epoch": 1,
+        "window": 4, "threshold": 0.005, "schedule": ((0, 128), (2, 256), (5, 512), (10, "full")), **changes,
+    }  # fmt: skip
+    return Controller(Rule(name=name, **options), cutoff=513 if name == "none" else 128)
+
+
+def drive(controller: Controller, losses) -> list[tuple[int, int, int]]:
+    raises = []
+    for step, loss in enumerate(losses):
+        event = controller.check(step)
+        if event:
+            raises.append((event.step, event.old, event.new))
+        controller.record(loss)
+    return raises
+
+
+def test_a_flat_loss_climbs_the_ladder_once_the_window_is_full_again():
+    assert drive(make_controller(), [2.0] * 100) == [(20, 128, 256), (30, 256, 512), (40, 512, 513)]
+
+
+def test_a_falling_loss_never_raises():
+    assert drive(make_controller(), [100 * 0.9**i for i in range(100)]) == []
+
+
+def test_the_history_is_cleared_on_a_raise():
+    controller = make_controller(window=12)
+    assert drive(controller, [2.0] * 60) == [(20, 128, 256), (40, 256, 512)], "at 30 only ten losses were seen at 256"
+
+
+def test_checks_happen_when_due_only():
+    assert drive(make_controller(check_every=20, min_epoch=0), [2.0] * 50) == [(20, 128, 256), (40, 256, 512)]
+    assert not make_controller().is_due(0) and not make_controller("none").is_due(10)
+
+
+def test_nonfinite_losses_never_enter():
+    controller = make_controller()
+    for loss in (1.0, float("nan"), 2.0, float("inf"), -float("inf")):
+        controller.record(loss)
+    assert controller.losses == [1.0, 2.0]
+
+
+def test_the_schedule_goes_by_epoch_and_never_down():
+    assert drive(make_controller("schedule"), [2.0] * 250) == [(40, 128, 256), (100, 256, 512), (200, 512, 513)]
+    controller = make_controller("schedule")
+    controller.cutoff = 512
+    assert drive(controller, [2.0] * 150) == []
+
+
+def test_none_is_the_full_band_for_ever():
+    controller = make_controller("none")
+    assert drive(controller, [2.0] * 200) == [] and controller.cutoff == 513 and controller.upcoming_cutoff() is None
+
+
+@pytest.mark.parametrize("name", ("plateau", "schedule"))
+def test_the_upcoming_cutoff_is_what_the_next_raise_sets(name):
+    controller = make_controller(name)
+    for step in range(260):
+        upcoming = controller.upcoming_cutoff()
+        event = controller.check(step)
+        if event:
+            assert event.new == upcoming
+        controller.record(2.0)
+    assert controller.cutoff == 513 and controller.upcoming_cutoff() is None
+
+
+def test_state_survives_json_exactly_and_decides_alike():
+    losses = [2.0 + 0.1 / (i + 3) for i in range(100)]
+    straight, first = make_controller(), make_controller()
+    expected = drive(straight, losses)
+    events = []
+    for step, loss in enumerate(losses):
+        if step in (7, 21, 35):
+            second = make_controller()
+            second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+            first = second
+        event = first.check(step)
+        events += [(event.step, event.old, event.new)] if event else []
+        first.record(loss)
+    assert events == expected and first.state_dict() == straight.state_dict()
+    assert isinstance(first.raises[0], Raise)
+
+
+def test_a_saved_state_never_lowers_the_cutoff():
+    controller = make_controller()
+    controller.cutoff = 512
+    with pytest.raises(ValueError, match="never regresses"):
+        controller.load_state_dict(make_controller().state_dict())
+
+
+def test_the_curriculum_imports_no_jax():
+    code = "import sys, fftlm_jax.curriculum; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

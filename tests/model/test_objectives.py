@@ -1,0 +1,83 @@
+"""What is scored: every byte but the first chunk's exactly once, against the right target."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fftlm_jax.data import evaluation_batches
+from fftlm_jax.model import build, init_params, score
+from fftlm_jax.spectral import no_filter
+from tests.tiny import tiny
+
+CONFIG = tiny()
+T, C = CONFIG.model.seq_len, CONFIG.model.chunk
+GRAPH, _ = build(CONFIG.model)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG.model, 0)
+
+
+def score_windows(params, windows, **options):
+    return score(GRAPH, params, jnp.asarray(windows), no_filter(T), chunk=C, with_chunk=True, **options)
+
+
+@pytest.mark.parametrize("length", (T + C, 3 * T + 5, 1000, 4 * T + 1, 2 * T))
+def test_over_a_text_every_byte_is_scored_exactly_once(params, length):
+    """Counted by their weights; that each weight sits on the right byte is the next test."""
+    data = np.zeros(length, np.uint8)
+    batches = list(evaluation_batches(data, T, C, batch_size=4))
+    scored = [score_windows(params, b.windows, valid_B=jnp.asarray(b.valid)) for b in batches]
+    assert sum(float(s.next_byte_weight_BT.sum()) for s in scored) == length - 1
+    assert sum(float(s.chunk_weight_BNC.sum()) for s in scored) == length - C
+
+
+def test_losses_equal_a_numpy_cross_entropy(params):
+    windows = np.random.default_rng(0).integers(0, 256, (2, T + C)).astype(np.uint8)
+    model = nnx.merge(GRAPH, params)
+    logits = np.asarray(model.head.chunk(model(jnp.asarray(windows[:, :T]), no_filter(T))), np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    s = score_windows(params, windows)
+    for b in range(2):
+        for t in range(T):
+            expected = log_z[b, t, 0] - logits[b, t, 0, windows[b, t + 1]]
+            assert s.next_byte_BT[b, t] == pytest.approx(expected, abs=1e-4)
+        for n in range(T // C):
+            boundary = (n + 1) * C - 1
+            for c in range(C):
+                expected = log_z[b, boundary, c] - logits[b, boundary, c, windows[b, boundary + 1 + c]]
+                assert s.chunk_BNC[b, n, c] == pytest.approx(expected, abs=1e-4)
+    last = score_windows(params, windows, last_only=True)
+    np.testing.assert_allclose(last.next_byte_BT, s.next_byte_BT[:, -1:], atol=1e-5)
+    np.testing.assert_allclose(last.chunk_BNC, s.chunk_BNC[:, -1:], atol=1e-5)
+
+
+def test_a_fresh_model_is_near_eight_bits_per_byte(params):
+    windows = np.random.default_rng(0).integers(0, 256, (4, T + C)).astype(np.uint8)
+    s = score_windows(params, windows)
+    assert float(s.next_byte_BT.mean()) / math.log(2) == pytest.approx(8.0, abs=0.1)
+
+
+def test_dropout_is_seeded_and_off_in_evaluation():
+    config = tiny(model__dropout=0.5)
+    graph, _ = build(config.model)
+    params = init_params(config.model, 0)
+    windows = jnp.zeros((1, T + C), jnp.uint8)
+    run = lambda key: score(graph, params, windows, no_filter(T), chunk=C, with_chunk=False, dropout_key=key)[0]  # noqa: E731
+    np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
+    assert not np.allclose(run(jax.random.key(1)), run(jax.random.key(2)))
+    np.testing.assert_array_equal(run(None), run(None))
+
+
+def test_layers_are_initialised_one_by_one(params):
+    """Right fan-in for every layer, and no two layers alike."""
+    for name, fan_in in (("w_up", 16), ("w_down", 32)):
+        kernel = np.asarray(params["blocks"]["mlp"][name]["kernel"])
+        residual = (2 * CONFIG.model.n_layers) ** -0.5 if name == "w_down" else 1.0
+        assert kernel.std() == pytest.approx(residual * fan_in**-0.5, rel=0.1)
+        assert not np.allclose(kernel[0], kernel[1])

@@ -1,0 +1,55 @@
+"""Tiny configs and child processes for the tests."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import aligned
+from fftlm_jax.config import Config, read_config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def tiny_values(**overrides: Any) -> ConfigDict:
+    """A config that trains in a second; overrides are dotted keys with `__` for the dot."""
+    c = aligned.get_config()
+    c.model.update(seq_len=32, kernel_len=12, d_model=16, n_layers=2, conv_heads=4, chunk=4)
+    c.curriculum.update(ladder=(4, 8, "full"), min_epoch=1, check_every=3, window=4, threshold=0.5)
+    c.lr.update(base=1e-2, stages=(("rest", 1.0, 0.1),))
+    c.train.update(batch_size=2, accum_steps=2, steps_per_epoch=4, epochs=5, log_every=2)
+    c.eval.update(every=7, batch_size=4, max_bytes=512)
+    c.checkpoint.update(every=5)
+    c.sample.update(bytes=8)
+    for dotted, value in overrides.items():
+        section, _, key = dotted.rpartition("__")
+        target = c[section] if section else c
+        target[key] = value
+    return c
+
+
+def tiny(**overrides: Any) -> Config:
+    """The validated form of `tiny_values`."""
+    return read_config(tiny_values(**overrides))
+
+
+def run_main(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
+    """Runs main.py to its end."""
+    return subprocess.run(main_command(*arguments), **_process_options(env), timeout=timeout, check=False)
+
+
+def start_main(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """Starts main.py and returns at once."""
+    return subprocess.Popen(main_command(*arguments), **_process_options(env))
+
+
+def main_command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "main.py"), *arguments]
+
+
+def _process_options(env: dict[str, str] | None) -> dict[str, Any]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **(env or {})}
+    return {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -1,0 +1,193 @@
+"""The jitted step: accumulation, raises, non-finite numbers, and no second compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fftlm_jax.curriculum import Answer
+from fftlm_jax.data import TrainingWindows
+from fftlm_jax.model import build
+from fftlm_jax.optim import sawtooth_learning_rate
+from fftlm_jax.spectral import LowPass
+from fftlm_jax.training import setup
+from fftlm_jax.training.compiler import StepCompiler
+from fftlm_jax.training.step import events, make_train_step
+from tests.tiny import tiny
+
+NO_EVENT = events(Answer())
+
+
+class Bench:
+    """A tiny run without its loop."""
+
+    def __init__(self, **overrides):
+        self.config = tiny(**overrides)
+        self.tx = setup.build_optimizer_of(self.config)
+        self.graph, _ = build(self.config.model)
+        self.controller = setup.build_controller(self.config)
+        self.state = setup.first_state(self.config, self.controller, self.tx)
+        model = self.config.model
+        data = np.random.default_rng(0).integers(97, 123, 4000).astype(np.uint8)
+        self.windows = TrainingWindows(data, model.seq_len, model.chunk, self.config.seed)
+
+    def step_at(self, cutoff):
+        return make_train_step(self.config, self.graph, self.tx, setup.low_pass_at(self.config, cutoff))
+
+    def batch(self, step):
+        return self.windows.batch(step, self.config.train.accum_steps, self.config.train.batch_size)
+
+    def logits(self, low_pass: LowPass):
+        model = nnx.merge(self.graph, self.state.params)
+        return np.asarray(model.head.chunk(model(jnp.asarray(self.batch(0)[0]), low_pass)))
+
+    def spectra(self):
+        """The kernels' cosine spectra and both of their Adam moments."""
+        adam = next(s for s in jax.tree.leaves(self.state.opt_state, is_leaf=lambda n: hasattr(n, "mu")) if hasattr(s, "mu"))
+        return [np.asarray(tree["blocks"]["mixer"]["spectrum"]) for tree in (self.state.params, adam.mu, adam.nu)]
+
+
+@pytest.mark.parametrize("dtype,tolerance", (("float32", 1e-5), ("bfloat16", 2e-2)))
+@pytest.mark.parametrize("objective", ("next_byte", "chunk"))
+def test_accumulated_batches_equal_one_large_batch(objective, dtype, tolerance):
+    results = []
+    for accum_steps, batch_size in ((1, 6), (3, 2), (6, 1)):
+        bench = Bench(
+            train__accum_steps=accum_steps, train__batch_size=batch_size, objective__name=objective, model__dtype=dtype
+        )
+        state, metrics = bench.step_at(4)(bench.state, bench.batch(0), *NO_EVENT)
+        results.append((jax.device_get(state.params), float(metrics.loss), float(metrics.grad_norm)))
+    for params, loss, grad_norm in results[1:]:
+        assert loss == pytest.approx(results[0][1], rel=tolerance)
+        assert grad_norm == pytest.approx(results[0][2], rel=10 * tolerance)
+        if dtype == "float32":
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, results[0][0])
+
+
+def test_it_learns():
+    bench = Bench()
+    step = bench.step_at(4)
+    losses = []
+    for i in range(30):
+        bench.state, metrics = step(bench.state, bench.batch(i), *NO_EVENT)
+        losses.append(float(metrics.next_byte_loss))
+    assert losses[0] > 5 and losses[-1] < 3.6, "log(26) = 3.26 is the entropy of these bytes"
+
+
+def test_masked_coefficients_and_their_moments_stay_exactly_zero_until_their_raise():
+    bench = Bench()
+    passed = 3  # 4 of 16 bins, 12 taps.
+    step = bench.step_at(4)
+    for i in range(5):
+        bench.state, _ = step(bench.state, bench.batch(i), *NO_EVENT)
+        for array in bench.spectra():
+            assert (array[..., passed:] == 0).all() and (array[..., :passed] != 0).any()
+    step = bench.step_at(8)
+    bench.state, _ = step(bench.state, bench.batch(5), *NO_EVENT)
+    for array in bench.spectra():
+        assert (array[..., 6:] == 0).all() and (array[..., 3:6] != 0).all()
+
+
+def test_the_models_output_is_unchanged_at_the_moment_of_a_raise():
+    bench = Bench()
+    step = bench.step_at(4)
+    for i in range(3):
+        bench.state, _ = step(bench.state, bench.batch(i), *NO_EVENT)
+    at_4 = bench.logits(setup.low_pass_at(bench.config, 4))
+    for cutoff in (8, 17):
+        np.testing.assert_array_equal(bench.logits(setup.low_pass_at(bench.config, cutoff)), at_4)
+
+
+def test_negative_control_minimum_phase_jumps_at_a_raise():
+    bench = Bench(curriculum__method="minimum_phase", curriculum__transition_bins=2)
+    at_4, at_8 = (bench.logits(setup.low_pass_at(bench.config, c)) for c in (4, 8))
+    assert np.abs(at_4 - at_8).max() > 1e-3
+
+
+@pytest.mark.parametrize("poison", ("nan", "inf"))
+def test_a_nonfinite_step_changes_nothing_and_halts(poison):
+    bench = Bench()
+    step = bench.step_at(4)
+    bench.state, _ = step(bench.state, bench.batch(0), *NO_EVENT)
+    poisoned = bench.state._replace(params=jax.tree.map(jnp.copy, bench.state.params))
+    poisoned.params["final_norm"]["scale"] = poisoned.params["final_norm"]["scale"].at[0].set(float(poison))
+    before = jax.device_get(poisoned)
+    after, metrics = step(poisoned, bench.batch(1), *NO_EVENT)
+    assert not metrics.finite and after.halted
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after)[:3], before[:3])
+    healed = after._replace(params=jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 1.0), after.params))
+    kept = jax.device_get(healed)
+    again, metrics = step(healed, bench.batch(2), *NO_EVENT)
+    assert not metrics.finite, "later steps change nothing either: the host may have sent one before it knew"
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again)[:3], kept[:3])
+
+
+def test_a_nonfinite_update_is_caught():
+    """A finite gradient of 1e30 overflows Adam's second moment."""
+    bench = Bench(optim__clip=1e38)
+    bench.state.params["head"]["kernel"] = bench.state.params["head"]["kernel"] * 1e30
+    after, metrics = bench.step_at(4)(bench.state, bench.batch(0), *NO_EVENT)
+    assert not metrics.finite and after.step == 0
+
+
+def test_dropout_repeats_with_the_step_and_differs_between_steps():
+    losses = []
+    for step_number in (0, 0, 1):
+        bench = Bench(model__dropout=0.3)
+        state = bench.state._replace(step=jnp.int32(step_number))
+        losses.append(float(bench.step_at(4)(state, bench.batch(0), *NO_EVENT)[1].loss))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_events_reach_the_learning_rate_and_never_recompile():
+    bench = Bench()
+    step = bench.step_at(4)
+    rates = []
+    for i, answer in enumerate((Answer(), Answer(reduce_by=0.5), Answer(restart=True), Answer(pulse=True))):
+        bench.state, _ = step(bench.state, bench.batch(i), *events(answer))
+        rates.append(float(sawtooth_learning_rate(bench.state.opt_state)))
+    assert rates == pytest.approx([1e-2, 0.5e-2 * rates_ratio(1), 0.5e-2, 0.5e-2], rel=1e-4)
+    assert step._cache_size() == 1
+
+
+def rates_ratio(step: int) -> float:
+    """The tiny config's tooth: peak 1, floor 0.1, 20 steps."""
+    return 0.1 + 0.9 * (1 + np.cos(np.pi * step / 20)) / 2
+
+
+def compiler_of(bench: Bench, log: list) -> StepCompiler:
+    def make(low_pass):
+        log.append(low_pass.cutoff)
+        return bench.step_at(low_pass.cutoff)
+
+    key = lambda low_pass: low_pass.mask_key(bench.config.model.kernel_len)  # noqa: E731
+    return StepCompiler(make, setup.step_arguments(bench.config, bench.tx), key)
+
+
+@pytest.mark.timeout(120)
+def test_each_mask_is_compiled_once_and_shared_by_equal_masks():
+    bench, log = Bench(), []
+    with compiler_of(bench, log) as compiler:
+        low_passes = [setup.low_pass_at(bench.config, c) for c in (4, 8, 16, 17)]
+        compiler.ahead(low_passes[1])
+        first = compiler.get(low_passes[0])
+        assert compiler.get(low_passes[0]) is first and compiler.get(low_passes[1]) is not first
+        assert compiler.get(low_passes[2]) is compiler.get(low_passes[3]), "16 of 17 bins pass every coefficient"
+        assert sorted(log) == [4, 8, 16] and compiler.compiled == 3
+        compiled_state, compiled_metrics = first.run(bench.state, bench.batch(0), *NO_EVENT)
+    other = Bench()
+    state, metrics = other.step_at(4)(other.state, other.batch(0), *NO_EVENT)
+    assert float(metrics.loss) == float(compiled_metrics.loss)
+    jax.tree.map(np.testing.assert_array_equal, state.params, compiled_state.params)
+
+
+@pytest.mark.timeout(60)
+def test_a_failed_compile_is_raised_where_the_step_is_asked_for():
+    def broken(low_pass):
+        raise RuntimeError("no such mask")
+
+    with StepCompiler(broken, (), lambda low_pass: low_pass.cutoff) as compiler:
+        compiler.ahead(LowPass(1, 17))
+        with pytest.raises(RuntimeError, match="no such mask"):
+            compiler.get(LowPass(1, 17))
