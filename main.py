@@ -5,11 +5,14 @@
 The same command again resumes. Any key can be overridden: --config.lr.base=1e-4. Keys: configs/aligned.py.
 """
 
+import os
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from fftlm_jax import xla_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
@@ -42,4 +45,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    xla_flags.set_cpu_defaults(os.environ)
     app.run(main)

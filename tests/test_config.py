@@ -1,0 +1,148 @@
+"""The validator: every fault at once, one sentence each, naming the field and the fix."""
+
+import json
+
+import pytest
+
+from configs import aligned
+from fftlm_jax.config import ConfigError, differences, read_config, to_dict
+from tests.tiny import tiny_values
+
+CONFIGS = ("aligned", "quickstart", "next_byte", "fft", "lr_physics", "shakespeare_cpu")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_valid_and_says_how_to_run_it(name):
+    module = __import__(f"configs.{name}", fromlist=["get_config"])
+    read_config(module.get_config())
+    assert f"python main.py --config=configs/{name}.py" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    (
+        ("model__d_model", 0, "config.model.d_model: must be at least 1, not 0"),
+        ("model__d_model", -4, "must be at least 1"),
+        ("model__conv_heads", 3, "config.model.conv_heads: 3 heads do not divide d_model 16"),
+        ("model__kernel_len", 0, "config.model.kernel_len: must be at least 1"),
+        ("model__chunk", 5, "config.model.chunk: 5 does not divide seq_len 32"),
+        ("model__chunk", 1, "chunks of at least 2 bytes"),
+        ("model__dropout", 1.0, r"must lie in \[0, 1\)"),
+        ("model__conv_method", "ftt", "did you mean 'fft'"),
+        ("model__ffn_mult", 0.001, "leaves no hidden unit"),
+        ("objective__next_byte_weight", -1.0, "must be at least 0"),
+        ("curriculum__ladder", (8, 4, "full"), "do not increase"),
+        ("curriculum__ladder", (4, 4, "full"), "do not increase"),
+        ("curriculum__ladder", (4, 18), "18 bins lie outside 1..17"),
+        ("curriculum__ladder", (), "is empty"),
+        ("curriculum__ladder", (0.25, 1.5), "no fraction of Nyquist"),
+        ("curriculum__ladder", ("fulll",), "is no cutoff"),
+        ("curriculum__initial", 99, "config.curriculum.initial: 99 bins lie outside"),
+        ("curriculum__window", 5, "no two equal halves"),
+        ("curriculum__window", 0, "must be at least 2"),
+        ("curriculum__threshold", float("nan"), "config.curriculum.threshold: must be finite"),
+        ("curriculum__threshold", 2.0, "relative improvement"),
+        ("curriculum__check_every", "epcoh", "'epoch' or a number of steps"),
+        ("curriculum__check_every", 0, "'epoch' or a number of steps"),
+        ("curriculum__method", "signal", "sees the future"),
+        ("lr__base", 0.0, "must be greater than 0"),
+        ("lr__base", float("inf"), "must be finite"),
+        ("lr__stages", (), "is empty"),
+        ("lr__stages", ((9, 1.0, 0.1), ("rest", 1.0, 0.1)), "do not fit train.epochs 5"),
+        ("lr__stages", ((3, 1.0, 0.1),), "last 3 epochs in all, but train.epochs is 5"),
+        ("lr__stages", ((0, 1.0, 0.1), ("rest", 1.0, 0.1)), "whole number of epochs"),
+        ("lr__stages", (("rest", 1.0, 0.1), (1, 1.0, 0.1)), "only the last stage"),
+        ("lr__stages", (("rest", 0.1, 1.0),), "0 <= floor <= peak"),
+        ("lr__stages", (("rest", 1.0),), "is not .epochs or 'rest', peak, floor"),
+        ("lr__factor", "sqr_ratio", "did you mean 'sqrt_ratio'"),
+        ("lr__factor", -0.5, "must be greater than 0"),
+        ("lr__restart", "teeth", "must be one of tooth, pulse, none"),
+        ("optim__b2", 1.0, "must lie in"),
+        ("optim__clip", 0.0, "must be greater than 0"),
+        ("optim__weight_decay", -0.1, "must be at least 0"),
+        ("train__epochs", 0, "must be at least 1"),
+        ("train__batch_size", -2, "must be at least 1"),
+        ("sample__top_p", 0.0, "must be greater than 0"),
+        ("sample__top_k", 257, "must lie in"),
+        ("data__held_out", 1.0, "must lie in"),
+        ("data__source", "files", "needs a file, a folder or a glob"),
+        ("resume__mode", "always", "must be one of auto, never, must"),
+        ("seed", -1, "config.seed: must be at least 0"),
+    ),
+)
+def test_faults(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config(tiny_values(**{key: value}))
+
+
+def test_bfloat16_has_no_fft():
+    with pytest.raises(ConfigError, match="no FFT in bfloat16"):
+        read_config(tiny_values(model__dtype="bfloat16", model__conv_method="fft"))
+
+
+def test_the_signal_method_is_legal_where_it_flatters_nothing():
+    read_config(tiny_values(curriculum__method="signal", objective__positions="last", objective__next_byte_weight=0.0))
+
+
+def test_all_faults_come_at_once():
+    with pytest.raises(ConfigError) as error:
+        read_config(tiny_values(model__d_model=-1, lr__base=0.0, train__epochs=0))
+    assert len(error.value.faults) == 3
+    with pytest.raises(ConfigError) as error:
+        read_config(tiny_values(model__conv_heads=3, model__chunk=5, curriculum__window=5))
+    assert len(error.value.faults) == 3
+
+
+def plain() -> dict:
+    return to_dict(read_config(tiny_values()))
+
+
+def test_unknown_and_missing_keys_are_named():
+    values = plain()
+    values["model"]["d_modle"] = values["model"].pop("d_model")
+    with pytest.raises(ConfigError) as error:
+        read_config(values)
+    assert "config.model.d_modle: there is no such key (did you mean 'd_model'?)" in str(error.value)
+    assert "config.model: lacks d_model" in str(error.value)
+
+
+def test_a_section_replaced_by_a_dict_or_a_value_is_refused():
+    values = plain()
+    values["model"] = {"d_model": 1}
+    with pytest.raises(ConfigError, match="config.model: lacks .* never a whole section"):
+        read_config(values)
+    values["model"] = 3
+    with pytest.raises(ConfigError, match="config.model: must be a section of keys, not 3"):
+        read_config(values)
+
+
+@pytest.mark.parametrize(
+    "section,key,value",
+    (("model", "d_model", 16.0), ("model", "d_model", True), ("model", "projections", 1), ("lr", "base", "1e-3"), ("train", "epochs", None), ("curriculum", "ladder", "full")),
+)
+def test_wrong_types_are_refused(section, key, value):
+    values = plain()
+    values[section][key] = value
+    with pytest.raises(ConfigError, match=f"config.{section}.{key}: must be .*, not {value!r}"):
+        read_config(values)
+
+
+def test_an_int_is_a_float_and_a_list_a_tuple():
+    values = plain()
+    values["lr"]["base"] = 1
+    values["curriculum"]["ladder"] = [4, "full"]
+    config = read_config(values)
+    assert config.lr.base == 1.0 and config.curriculum.ladder == (4, "full")
+
+
+def test_json_and_back_is_the_same_config():
+    config = read_config(aligned.get_config())
+    assert read_config(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_differences_are_dotted_and_blind_to_tuples_as_lists():
+    old = plain()
+    new = json.loads(json.dumps(old))
+    assert differences(old, new) == {}
+    new["model"]["d_model"], new["curriculum"]["ladder"] = 64, [4, "full"]
+    assert differences(old, new) == {"curriculum.ladder": ((4, 8, "full"), [4, "full"]), "model.d_model": (16, 64)}
