@@ -1,6 +1,6 @@
 """A next-byte model of at most 0.8 M parameters, tuned for quality per second on two CPU cores.
 
-    python main.py --config=configs/shakespeare_cpu.py --config.data.path=tinyshakespeare.txt
+python main.py --config=configs/shakespeare_cpu.py --config.data.path=tinyshakespeare.txt
 """
 
 from ml_collections import ConfigDict

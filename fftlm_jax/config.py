@@ -91,9 +91,7 @@ class LRConfig:
     base: float = key(above(0))
     stages: tuple = key()
     restart: str = key(one_of("tooth", "pulse", "none"))
-    factor: float | str = key(
-        lambda v: one_of("sqrt_ratio", "inverse_ratio")(v) if isinstance(v, str) else above(0)(v)
-    )
+    factor: float | str = key(lambda v: one_of("sqrt_ratio", "inverse_ratio")(v) if isinstance(v, str) else above(0)(v))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,7 +118,14 @@ def test_a_section_replaced_by_a_dict_or_a_value_is_refused():
 
 @pytest.mark.parametrize(
     "section,key,value",
-    (("model", "d_model", 16.0), ("model", "d_model", True), ("model", "projections", 1), ("lr", "base", "1e-3"), ("train", "epochs", None), ("curriculum", "ladder", "full")),
+    (
+        ("model", "d_model", 16.0),
+        ("model", "d_model", True),
+        ("model", "projections", 1),
+        ("lr", "base", "1e-3"),
+        ("train", "epochs", None),
+        ("curriculum", "ladder", "full"),
+    ),
 )
 def test_wrong_types_are_refused(section, key, value):
     values = plain()

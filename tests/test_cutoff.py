@@ -28,7 +28,9 @@ def test_bad_cutoffs_are_refused(cutoff):
         cutoff_in_bins(cutoff, 1024)
 
 
-@pytest.mark.parametrize("cutoff,fraction,coefficients", ((128, 0.25, 32), (256, 0.5, 64), (512, 1.0, 128), (513, 1.0, 128), (1, 1 / 512, 1)))
+@pytest.mark.parametrize(
+    "cutoff,fraction,coefficients", ((128, 0.25, 32), (256, 0.5, 64), (512, 1.0, 128), (513, 1.0, 128), (1, 1 / 512, 1))
+)
 def test_fractions_and_coefficients(cutoff, fraction, coefficients):
     bins = freq_bins(1024)
     assert nyquist_fraction(cutoff, bins) == pytest.approx(fraction)

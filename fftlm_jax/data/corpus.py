@@ -100,7 +100,9 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DataError(f"data.path: {file} cannot be read ({error.strerror}); mend its rights or leave it out.") from None
+        raise DataError(
+            f"data.path: {file} cannot be read ({error.strerror}); mend its rights or leave it out."
+        ) from None
 
 
 def _held_out_labels(labels: list[str], fraction: float) -> set[str]:

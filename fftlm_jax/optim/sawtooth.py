@@ -34,7 +34,9 @@ class SawtoothState(NamedTuple):
     learning_rate: jax.Array  # float32: the value the last update used, base * first peak before any.
 
 
-def stages_in_steps(stages: Sequence[tuple[int | str, float, float]], steps_per_epoch: int, epochs: int) -> tuple[Stage, ...]:
+def stages_in_steps(
+    stages: Sequence[tuple[int | str, float, float]], steps_per_epoch: int, epochs: int
+) -> tuple[Stage, ...]:
     """Turns rows (epochs or "rest", peak, floor) into steps.
 
     >>> stages_in_steps(((2, 1.0, 0.1), ("rest", 1.0, 0.05)), steps_per_epoch=10, epochs=5)

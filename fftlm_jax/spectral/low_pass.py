@@ -4,8 +4,8 @@ A causal filter cannot vanish on a band (Paley-Wiener), so one of "only c bins p
 Here causality never gives:
 
 `cosine`         masks the kernel's cosine spectrum. Zero delay, exactly the identity at full band, masks nested. The
-                 stop-band is that of a truncated series: -16 to -19 dB for white random kernels, -10 to -12 dB for decaying
-                 ones, -5 dB for a delta (energy above a quarter or half band; measured).
+                 stop-band is that of a truncated series: -16 to -19 dB for white random kernels, -10 to -12 dB for
+                 decaying ones, -5 dB for a delta (energy above a quarter or half band; measured).
 `minimum_phase`  convolves the kernel with the minimum-phase low-pass of the wanted magnitude and keeps K taps. A
                  guaranteed stop-band, paid for with some 20-40 taps of delay and a jump at every raise.
 `signal`         zeroes rfft bins of the padded signal, as the original program did. It rings both ways and so sees

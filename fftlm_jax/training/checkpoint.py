@@ -39,7 +39,7 @@ class Checkpoints:
         if keep_best:
             policies.append(
                 retention.BestN(
-                    get_metric_fn=lambda metrics: metrics["bpb"],
+                    get_metric_fn=_bpb,
                     reverse=True,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -47,6 +47,9 @@ class Checkpoints:
             )
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=retention.AnyPreservationPolicy(policies),
+            # Without a best_fn orbax keeps metrics in memory only, and a resumed run would forget its best step.
+            best_fn=_bpb,
+            best_mode="min",
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
         )
@@ -168,6 +171,12 @@ def read_arrays(directory: Path) -> Any:
     return checkpointer.restore(directory / "arrays", args=ocp.args.PyTreeRestore(restore_args=restore_args))
 
 
+def read_metric(directory: Path) -> float | None:
+    """The held-out bpb that a step was saved with, if it was evaluated."""
+    file = directory / "metrics" / "metrics"
+    return float(json.loads(file.read_text())["bpb"]) if file.is_file() else None
+
+
 def check_shapes(directory: Path, abstract_arrays: Any) -> None:
     """Compares a step's arrays with the expected structure; orbax itself casts a wrong dtype silently.
 
@@ -175,7 +184,9 @@ def check_shapes(directory: Path, abstract_arrays: Any) -> None:
         CheckpointError: naming every array that is missing, unexpected, or of another shape or dtype.
     """
     metadata = ocp.PyTreeCheckpointer().metadata(directory / "arrays").item_metadata.tree
-    found = {_name(path): (tuple(m.shape), np.dtype(m.dtype)) for path, m in jax.tree_util.tree_leaves_with_path(metadata)}
+    found = {
+        _name(path): (tuple(m.shape), np.dtype(m.dtype)) for path, m in jax.tree_util.tree_leaves_with_path(metadata)
+    }
     wanted = {
         _name(path): (tuple(a.shape), np.dtype(a.dtype))
         for path, a in jax.tree_util.tree_leaves_with_path(abstract_arrays)
@@ -187,6 +198,10 @@ def check_shapes(directory: Path, abstract_arrays: Any) -> None:
     ]
     if faults:
         raise CheckpointError(f"{directory}: does not fit this model: {'; '.join(faults)}.")
+
+
+def _bpb(metrics: dict[str, float]) -> float:
+    return metrics["bpb"]
 
 
 def _name(path: tuple[Any, ...]) -> str:

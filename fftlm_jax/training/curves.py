@@ -9,8 +9,8 @@ import numpy as np
 from fftlm_jax.training.metrics import Record
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (after the backend is chosen: no display is needed)
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 _TRAIN, _EVAL, _RAISE = "#4477aa", "#cc3311", "#999933"
 _SMOOTHING_WINDOWS = 100  # The loss line is smoothed over a hundredth of the run.

@@ -1,4 +1,4 @@
-"""What a resumed run may change. The config of a run is the run's; the rest is refused, field by field. (DESIGN 3.7.)"""
+"""What a resumed run may change. Everything else is refused, field by field. (DESIGN 3.7.)"""
 
 from typing import Any
 
@@ -18,9 +18,7 @@ def changes_on_resume(saved: dict[str, Any], config: Config) -> dict[str, tuple[
     Raises:
         CheckpointError: with every difference that is not permitted, one a line.
     """
-    changed = {
-        name: pair for name, pair in differences(saved, to_dict(config)).items() if not name.startswith(_FREE)
-    }
+    changed = {name: pair for name, pair in differences(saved, to_dict(config)).items() if not name.startswith(_FREE)}
     refused = [name for name in changed if name not in config.resume.allow or _is_fixed(name)]
     if not refused:
         return changed

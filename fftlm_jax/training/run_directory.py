@@ -1,6 +1,6 @@
 """What a run leaves on disk, where, and who may write there.
 
-    config.json env.json metrics.jsonl curves.png samples.txt run.log tensorboard/ checkpoints/<step>/ quarantine/
+config.json env.json metrics.jsonl curves.png samples.txt run.log tensorboard/ checkpoints/<step>/ quarantine/
 """
 
 import fcntl
@@ -45,9 +45,13 @@ class RunDirectory:
             raise UsageError(f"--workdir: {self.root} is a file; name a folder.")
         entries = [p for p in self.root.iterdir() if p.name != "lock"] if self.root.exists() else []
         if mode == "must" and not self.has_config:
-            raise CheckpointError(f"resume.mode=must: {self.root} holds no run to resume; drop the option to start one.")
+            raise CheckpointError(
+                f"resume.mode=must: {self.root} holds no run to resume; drop the option to start one."
+            )
         if mode == "never" and entries:
-            raise UsageError(f"resume.mode=never: {self.root} is not empty; name another --workdir or pass --overwrite.")
+            raise UsageError(
+                f"resume.mode=never: {self.root} is not empty; name another --workdir or pass --overwrite."
+            )
         if entries and not self.has_config:
             raise UsageError(f"--workdir: {self.root} holds files but no run; name another folder or pass --overwrite.")
 
@@ -66,7 +70,9 @@ class RunDirectory:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.root / "lock", "a+")  # noqa: SIM115 (held until release)
         except OSError as error:
-            raise SaveError(f"--workdir: {self.root} cannot be written ({error.strerror}); name another folder.") from None
+            raise SaveError(
+                f"--workdir: {self.root} cannot be written ({error.strerror}); name another folder."
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

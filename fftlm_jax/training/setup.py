@@ -9,14 +9,13 @@ import optax
 from flax import nnx
 
 from fftlm_jax.config import Config
-from fftlm_jax.curriculum import Controller, Rule, resolve_ladder, starting_cutoff
+from fftlm_jax.curriculum import Answer, Controller, Rule, resolve_ladder, starting_cutoff
 from fftlm_jax.cutoff import cutoff_in_bins, freq_bins
 from fftlm_jax.model import build, init_params
 from fftlm_jax.optim import build_optimizer, stages_in_steps
 from fftlm_jax.spectral import LowPass, mask_spectrum
 from fftlm_jax.training.compiler import StepCompiler
 from fftlm_jax.training.step import TrainState, events, make_train_step
-from fftlm_jax.curriculum import Answer
 from fftlm_jax.training.warm_start import coefficients_in_use, load_weights
 
 

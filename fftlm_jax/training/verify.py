@@ -22,7 +22,9 @@ from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host
 def state_hash(arrays: Any, controller: dict[str, Any]) -> str:
     """SHA-256 of a training state: path, dtype, shape and bytes of every array, and the controller's JSON."""
     digest = hashlib.sha256()
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)):
+    for path, leaf in sorted(
+        (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    ):
         array = np.asarray(leaf)
         digest.update(f"{path} {array.dtype} {array.shape}\0".encode())
         digest.update(array.tobytes())

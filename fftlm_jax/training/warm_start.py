@@ -23,7 +23,9 @@ def checkpoint_step(checkpoint: str) -> Path:
         CheckpointError: if there is none.
     """
     path = Path(checkpoint).resolve()
-    steps = [path] if path.name.isdigit() else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
+    steps = (
+        [path] if path.name.isdigit() else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
+    )
     faults = {step: manifest_fault(step) for step in reversed(steps)}
     good = [step for step, fault in faults.items() if fault is None]
     if not good:
@@ -43,7 +45,9 @@ def source_architecture(checkpoint: str) -> dict[str, Any]:
         model = json.loads(file.read_text())["model"]
         return {name: model[name] for name in ARCHITECTURE}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"init.checkpoint: {file} cannot be read ({error}); name a whole run directory.") from None
+        raise CheckpointError(
+            f"init.checkpoint: {file} cannot be read ({error}); name a whole run directory."
+        ) from None
 
 
 def load_weights(checkpoint: str, fresh: Params) -> tuple[Params, int | None]:

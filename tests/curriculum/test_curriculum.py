@@ -66,7 +66,9 @@ def test_adaptive_cutoff(case, epoch, cutoff, losses, options, expected):
     assert adaptive_cutoff(epoch, cutoff, losses, 513, **options) == expected
 
 
-@pytest.mark.parametrize("epoch,expected", ((0, 128), (1, 128), (2, 256), (4, 256), (5, 512), (9, 512), (10, 513), (99, 513)))
+@pytest.mark.parametrize(
+    "epoch,expected", ((0, 128), (1, 128), (2, 256), (4, 256), (5, 512), (9, 512), (10, 513), (99, 513))
+)
 def test_the_documents_table(epoch, expected):
     assert curriculum_cutoff(epoch, 513) == expected
 

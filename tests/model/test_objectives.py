@@ -68,7 +68,7 @@ def test_dropout_is_seeded_and_off_in_evaluation():
     graph, _ = build(config.model)
     params = init_params(config.model, 0)
     windows = jnp.zeros((1, T + C), jnp.uint8)
-    run = lambda key: score(graph, params, windows, no_filter(T), chunk=C, with_chunk=False, dropout_key=key)[0]  # noqa: E731
+    run = lambda key: score(graph, params, windows, no_filter(T), chunk=C, with_chunk=False, dropout_key=key)[0]
     np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
     assert not np.allclose(run(jax.random.key(1)), run(jax.random.key(2)))
     np.testing.assert_array_equal(run(None), run(None))

@@ -21,7 +21,7 @@ SHORT = (Stage(0, 4, 1.0, 0.1), Stage(4, 10, 0.5, 0.1))
 
 
 def test_stages_in_steps():
-    assert STAGES == (Stage(0, 2000, 1.0, 0.1), Stage(2000, 5000, 1.0, 0.1), Stage(5000, 50000, 1.0, 0.05))
+    assert (Stage(0, 2000, 1.0, 0.1), Stage(2000, 5000, 1.0, 0.1), Stage(5000, 50000, 1.0, 0.05)) == STAGES
     assert stages_in_steps(((1, 1.0, 0.5), (2, 2.0, 0.0)), 10, 3) == (Stage(0, 10, 1.0, 0.5), Stage(10, 30, 2.0, 0.0))
 
 
@@ -82,7 +82,9 @@ def test_restart_lasts_to_the_end_of_the_stage_only():
 
 def test_restart_twice_in_a_stage_and_on_a_border():
     applied = run_transform({1: {"restart": True}, 3: {"restart": True}, 4: {"restart": True}}, 6)
-    np.testing.assert_allclose(applied, [lr(0), lr(1, anchor=1), lr(2, anchor=1), lr(3, anchor=3), 0.5, lr(5)], rtol=1e-6)
+    np.testing.assert_allclose(
+        applied, [lr(0), lr(1, anchor=1), lr(2, anchor=1), lr(3, anchor=3), 0.5, lr(5)], rtol=1e-6
+    )
 
 
 def test_restart_at_the_last_step_is_the_peak_and_finite():
@@ -112,7 +114,9 @@ def test_the_physics_document_restart_and_half():
 def test_events_never_recompile():
     tx = scale_by_sawtooth(SHORT, 1.0)
     state = tx.init({})
-    update = jax.jit(lambda state, *e: tx.update({"w": jnp.ones(3)}, state, restart=e[0], pulse=e[1], reduce_by=e[2])[1])
+    update = jax.jit(
+        lambda state, *e: tx.update({"w": jnp.ones(3)}, state, restart=e[0], pulse=e[1], reduce_by=e[2])[1]
+    )
     for events in ((False, False, 1.0), (True, False, 1.0), (False, True, 0.5)):
         state = update(state, np.bool_(events[0]), np.bool_(events[1]), np.float32(events[2]))
     assert update._cache_size() == 1

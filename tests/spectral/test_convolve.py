@@ -129,7 +129,9 @@ def test_the_gradient_of_the_fft_path_has_no_complex_to_complex_transform():
     assert "fft_type=FFT" not in text and "fft_type=IFFT" not in text
 
 
-@pytest.mark.parametrize("minimum,expected", ((1, 2), (2, 2), (7, 8), (1151, 1152), (1152, 1152), (1153, 1200), (2047, 2048)))
+@pytest.mark.parametrize(
+    "minimum,expected", ((1, 2), (2, 2), (7, 8), (1151, 1152), (1152, 1152), (1153, 1200), (2047, 2048))
+)
 def test_fast_fft_length(minimum, expected):
     assert fast_fft_length(minimum) == expected
 

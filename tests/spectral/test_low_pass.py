@@ -143,7 +143,7 @@ def test_negative_control_the_signal_method_sees_the_future(cutoff):
     changed = u.copy()
     changed[:, 500] += 5.0
     low_pass = LowPass(cutoff, BINS, "signal")
-    filtered = lambda u: np.asarray(low_pass_signal(causal_convolve(u, kernels(), "toeplitz"), low_pass, K))  # noqa: E731
+    filtered = lambda u: np.asarray(low_pass_signal(causal_convolve(u, kernels(), "toeplitz"), low_pass, K))
     difference = np.abs(filtered(changed) - filtered(u))[0]
     assert difference[:500].max() > 0.2 * difference[500:].max()
 

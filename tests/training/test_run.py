@@ -82,7 +82,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(straight):
     assert all((workdir / "checkpoints" / str(s) / "manifest.json").exists() for s in steps)
 
 
-@pytest.mark.parametrize("seed", (0, 1))
+@pytest.mark.parametrize("seed", (1, 5))
 def test_killed_at_random_and_resumed_is_the_same_run(arguments, straight, tmp_path, compile_cache, capsys, seed):
     """SIGKILL twice, wherever it strikes; the raises at 6 and 12 lie between. Arrays, controller and metrics agree."""
     workdir, options = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"]
@@ -101,7 +101,11 @@ def test_killed_at_random_and_resumed_is_the_same_run(arguments, straight, tmp_p
     assert done.returncode == 0, done.stderr
     assert hash_of(workdir, capsys) == hash_of(straight[0], capsys)
     expected, found = (
-        [without_times(r) for r in read_metrics(w / "metrics.jsonl") if r["kind"] != "event" or r["event"] == "cutoff_raised"]
+        [
+            without_times(r)
+            for r in read_metrics(w / "metrics.jsonl")
+            if r["kind"] != "event" or r["event"] == "cutoff_raised"
+        ]
         for w in (straight[0], workdir)
     )
     assert found == expected
@@ -115,7 +119,9 @@ def _steps_logged(log) -> int:
 
 
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
-def test_a_signal_finishes_the_step_saves_and_resumes_exactly(arguments, straight, tmp_path, compile_cache, capsys, number):
+def test_a_signal_finishes_the_step_saves_and_resumes_exactly(
+    arguments, straight, tmp_path, compile_cache, capsys, number
+):
     workdir, options = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"]
     process = start_main(*options, env=compile_cache)
     for line in process.stdout:
@@ -177,7 +183,9 @@ def test_other_data_is_refused(arguments, copy, tmp_path, compile_cache):
 
 
 def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, straight, copy, compile_cache, capsys):
-    data = max((copy / "checkpoints" / "20" / "arrays").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = max(
+        (copy / "checkpoints" / "20" / "arrays").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
@@ -199,7 +207,14 @@ def test_when_no_step_is_usable_nothing_starts_over(arguments, copy, compile_cac
 
 
 def test_overwrite_moves_the_old_run_aside(arguments, copy, compile_cache):
-    done = run_main(*arguments, f"--workdir={copy}", "--overwrite", "--config.train.epochs=1", "--config.lr.base=0.1", env=compile_cache)
+    done = run_main(
+        *arguments,
+        f"--workdir={copy}",
+        "--overwrite",
+        "--config.train.epochs=1",
+        "--config.lr.base=0.1",
+        env=compile_cache,
+    )
     assert done.returncode == 0, done.stderr
     assert (copy.with_name("copy.1") / "checkpoints" / "20").is_dir()
     assert json.loads((copy / "config.json").read_text())["lr"]["base"] == 0.1

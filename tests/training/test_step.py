@@ -44,7 +44,9 @@ class Bench:
 
     def spectra(self):
         """The kernels' cosine spectra and both of their Adam moments."""
-        adam = next(s for s in jax.tree.leaves(self.state.opt_state, is_leaf=lambda n: hasattr(n, "mu")) if hasattr(s, "mu"))
+        adam = next(
+            s for s in jax.tree.leaves(self.state.opt_state, is_leaf=lambda n: hasattr(n, "mu")) if hasattr(s, "mu")
+        )
         return [np.asarray(tree["blocks"]["mixer"]["spectrum"]) for tree in (self.state.params, adam.mu, adam.nu)]
 
 
@@ -161,7 +163,7 @@ def compiler_of(bench: Bench, log: list) -> StepCompiler:
         log.append(low_pass.cutoff)
         return bench.step_at(low_pass.cutoff)
 
-    key = lambda low_pass: low_pass.mask_key(bench.config.model.kernel_len)  # noqa: E731
+    key = lambda low_pass: low_pass.mask_key(bench.config.model.kernel_len)
     return StepCompiler(make, setup.step_arguments(bench.config, bench.tx), key)
 
 

@@ -1,0 +1,5 @@
+import sys
+
+from fftlm_jax.generation.cli import main
+
+sys.exit(main())

@@ -1,0 +1,67 @@
+"""`python -m fftlm_jax.generation`: continues a prompt with a trained run.
+
+python -m fftlm_jax.generation --workdir=runs/quickstart --prompt="def main(" --bytes=300
+"""
+
+import argparse
+import sys
+
+from absl import logging
+
+from fftlm_jax.errors import RunError, UsageError
+from fftlm_jax.generation.decode import Decoder
+from fftlm_jax.generation.sampling import SamplingConfig
+from fftlm_jax.model import build
+from fftlm_jax.training import saved_run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns an exit code of `fftlm_jax.errors`."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        _run(_parser().parse_args(arguments))
+    except RunError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def terminal_text(data: bytes) -> str:
+    """Bytes as text that cannot drive a terminal: everything but printable characters and newlines is escaped."""
+    text = data.decode("utf-8", errors="backslashreplace")
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.generation", description="Continue a prompt.")
+    parser.add_argument("--workdir", required=True, help="run directory")
+    parser.add_argument("--step", default="best", help="best (lowest bpb), last, or a step number")
+    parser.add_argument("--prompt", default="", help="text to continue; read as UTF-8")
+    parser.add_argument("--bytes", type=int, default=256, help="how many bytes to write")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    parser.add_argument("--top_k", type=int, default=0, help="keep the k likeliest bytes; 0 keeps all")
+    parser.add_argument("--top_p", type=float, default=0.95, help="keep the likeliest bytes of this probability")
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: fewer repeated bytes")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    for name, ok, rule in (
+        ("bytes", args.bytes >= 1, "at least 1"),
+        ("temperature", 0 <= args.temperature < float("inf"), "a number, at least 0"),
+        ("top_k", 0 <= args.top_k <= 256, "within 0 and 256"),
+        ("top_p", 0 < args.top_p <= 1, "within 0 (exclusive) and 1"),
+        ("repetition_penalty", 0 < args.repetition_penalty < float("inf"), "a number greater than 0"),
+        ("seed", 0 <= args.seed < 2**63, "at least 0"),
+    ):
+        if not ok:
+            raise UsageError(f"--{name}: must be {rule}, not {getattr(args, name)}.")
+
+    config, step, params, low_pass = saved_run.load(args.workdir, args.step)
+    graph, _ = build(config.model)
+    decoder = Decoder(config.model, graph, low_pass)
+    sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    text = decoder.generate(params, args.prompt.encode(), args.bytes, sampling, args.seed)
+    print(f"step {step}", file=sys.stderr)
+    print(terminal_text(args.prompt.encode() + text))

@@ -1,0 +1,150 @@
+"""What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from fftlm_jax.config import Config
+from fftlm_jax.curriculum import Raise
+from fftlm_jax.cutoff import freq_bins
+from fftlm_jax.data import Corpus
+from fftlm_jax.errors import NonFiniteError
+from fftlm_jax.training.console import Console, duration
+from fftlm_jax.training.metrics import MetricsLog, read_metrics
+from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.training.step import StepMetrics
+
+_RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
+
+
+class Recorder:
+    """The voice of one run. `size` and `resumed_at` continue an earlier process's metrics (see `MetricsLog`)."""
+
+    def __init__(self, config: Config, directory: RunDirectory, size: int, resumed_at: int | None) -> None:
+        self.config = config
+        self.directory = directory
+        self.console = Console(directory.log)
+        self.log = MetricsLog(directory.metrics, directory.tensorboard, size, resumed_at)
+
+    def close(self) -> None:
+        """Closes the log files and the progress bar."""
+        self.console.close()
+        self.log.close()
+
+    def started(self, corpus: Corpus, params: Any, resumed_at: int | None, cutoff: int) -> None:
+        """The first lines of a run."""
+        self.console.say(corpus.description)
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
+        if resumed_at is not None:
+            self.console.say(f"resuming from step {resumed_at}, the newest whole checkpoint, at cutoff {cutoff}")
+            self.log.write("event", resumed_at, event="resumed", cutoff=cutoff)
+        elif self.config.init.checkpoint:
+            self.console.say(f"weights from {self.config.init.checkpoint}, starting at cutoff {cutoff}")
+
+    def config_changed(self, step: int, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Changes of a run's config that were made on request."""
+        for name, (old, new) in changes.items():
+            self.console.say(f"changed on request: {name} {old!r} -> {new!r}")
+            self.log.write("event", step, event="config_changed", key=name, **{"from": old, "to": new})
+
+    def compiled(self, step: int, cutoff: int, seconds: float, waited: float) -> None:
+        """A step was made ready for a cutoff: how long its compilation took, and how long the run waited for it."""
+        times = {"seconds": round(seconds, 3), "waited": round(waited, 3)}
+        self.log.write("event", step, event="compiled", cutoff=cutoff, **times)
+        self.console.say(f"compiled the step for cutoff {cutoff} in {seconds:.1f}s (waited {waited:.1f}s)")
+
+    def step(self, done: int, metrics: StepMetrics, lr: float, cutoff: int, seconds: float) -> None:
+        """One training step."""
+        t, model = self.config.train, self.config.model
+        values = {"loss": float(metrics.loss), "lr": lr, "cutoff": cutoff, "grad_norm": float(metrics.grad_norm)}
+        if self.config.objective.name == "chunk":
+            values |= {"next_byte_loss": float(metrics.next_byte_loss), "chunk_loss": float(metrics.chunk_loss)}
+        values["bytes_per_second"] = round(t.accum_steps * t.batch_size * model.seq_len / seconds)
+        self.log.write("train", done, epoch=(done - 1) // t.steps_per_epoch, **values)
+        self.console.advance(values["loss"])
+        if done % t.log_every == 0:
+            self.log.scalars("train", done, **values)
+            self.console.say(
+                f"  step {(done - 1) % t.steps_per_epoch + 1}/{t.steps_per_epoch} loss={values['loss']:.3f} "
+                f"lr={lr:.1e} cutoff={cutoff} {values['bytes_per_second'] / 1000:.0f} kB/s"
+            )
+
+    def raised(self, raised: Raise, lr_before: float, lr_after: float) -> None:
+        """A raise, once its first step has shown what the learning rate answered."""
+        seen, lr = raised.improvement, self.config.lr
+        self.log.write(
+            "event",
+            raised.step,
+            event="cutoff_raised",
+            **{"from": raised.old, "to": raised.new},
+            improvement=None if seen is None else round(seen, 6),
+            lr_before=lr_before,
+            lr_after=lr_after,
+        )
+        why = "by schedule"
+        if seen is not None:
+            why = f"improvement {seen:.1%} < {self.config.curriculum.threshold:.1%}"
+        answers = [_RESTART_WORDS[lr.restart], "" if lr.factor == 1.0 else f"x {lr.factor}"]
+        answer = ", ".join(filter(None, answers)) or "unchanged"
+        line = f"CUTOFF RAISED: {raised.old} -> {raised.new} ({why}), LR {lr_before:.1e} -> {lr_after:.1e} ({answer})"
+        self.console.say(f"🚀 {line}")
+        self.log.text("raise", raised.step, line)
+
+    def nonfinite(
+        self, done: int, metrics: StepMetrics, lr: float, cutoff: int, offsets: Sequence[int]
+    ) -> NonFiniteError:
+        """Logs a step whose update was not made, and returns the error that ends the run."""
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        facts = {"loss": loss, "grad_norm": grad_norm, "cutoff": cutoff, "lr": lr}
+        self.log.write("event", done, event="nonfinite", **facts, offsets=list(offsets))
+        self.log.flush()
+        return NonFiniteError(
+            f"step {done}: loss {loss}, gradient norm {grad_norm} at cutoff {cutoff}, LR {lr:.1e}; the update was not "
+            f"made. Its batch begins at corpus offset {offsets[0]} (all in metrics.jsonl). Lower lr.base (with "
+            "--config.resume.allow=lr.base) and run the same command: it resumes from the last checkpoint."
+        )
+
+    def evaluated(self, done: int, scores: dict[str, float], cutoff: int, sample: bytes) -> None:
+        """Held-out scores, a sample, and the picture redrawn with them."""
+        self.log.write("eval", done, **scores)
+        self.log.scalars("eval", done, **scores)
+        self.console.say(f"  held out at step {done}: {_words(scores)} (loss in nats)")
+        if self.config.sample.bytes:
+            with self.directory.samples.open("a", encoding="utf-8") as file:
+                text = sample.decode("utf-8", errors="backslashreplace")
+                head = f"=== step {done}, cutoff {cutoff}, bpb {scores['bpb']:.3f}"
+                file.write(f"{head}\n{self.config.sample.prompt}{text}\n\n")
+        self.log.flush()
+        # Late: matplotlib takes a second to import, which a refused run should not wait for.
+        from fftlm_jax.training.curves import draw_curves
+
+        title = f"{self.directory.root.name}: step {done}/{self.config.total_steps}, bpb {scores['bpb']:.3f}"
+        draw_curves(read_metrics(self.directory.metrics), self.directory.curves, title)
+
+    def epoch_ended(
+        self, done: int, average_loss: float, scores: dict[str, float], cutoff: int, lr: float, seconds: float
+    ) -> None:
+        """The line at the end of an epoch."""
+        t = self.config.train
+        bpb = f"bpb={scores['bpb']:.3f} " if scores else ""
+        self.console.say(
+            f"epoch {done // t.steps_per_epoch}/{t.epochs} avg_loss={average_loss:.3f} {bpb}"
+            f"cutoff={cutoff}/{freq_bins(self.config.model.seq_len)} lr={lr:.1e} elapsed={duration(seconds)}"
+        )
+
+    def saved(self, done: int) -> None:
+        """A checkpoint is whole on disk."""
+        self.log.write("event", done, event="checkpoint_saved")
+
+    def finished(self, total: int, scores: dict[str, float], seconds: float) -> None:
+        """The last lines of a run."""
+        self.log.write("event", total, event="finished", seconds=round(seconds, 1))
+        self.log.flush()
+        self.console.say(f"finished {total} steps in {duration(seconds)}: {_words(scores)}")
+        self.console.say(f"see {self.directory.curves} and {self.directory.samples}")
+
+
+def _words(scores: dict[str, float]) -> str:
+    return " ".join(f"{name}={value:.3f}" for name, value in scores.items())

@@ -1,0 +1,93 @@
+"""Which part may import which, and what nobody imports. (DESIGN 4.)"""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fftlm_jax"
+
+# A part may import parts of a lower level, and itself.
+LEVELS = {
+    "errors": 0, "cutoff": 0, "xla_flags": 0,
+    "config": 1, "config_rules": 1, "spectral": 1,
+    "model": 2, "optim": 2, "data": 2, "curriculum": 2,
+    "training": 3, "generation": 3,
+}  # fmt: skip
+# Peers that may know each other: the rules are part of the config, a run writes samples, a sampler opens runs.
+PEERS = {("config", "config_rules"), ("config_rules", "config"), ("training", "generation"), ("generation", "training"),
+         ("model", "spectral")}  # fmt: skip
+FORBIDDEN = {"tensorflow", "torch", "pickle", "cloudpickle", "dill", "clu", "wandb"}
+
+
+def imports_of(file: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part_of(module: str) -> str | None:
+    names = module.split(".")
+    return names[1] if names[0] == "fftlm_jax" and len(names) > 1 else None
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_lower_never_imports_higher(file):
+    if file.parent == PACKAGE and file.name == "__init__.py":
+        return
+    here = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports_of(file):
+        assert not module.startswith(("experiments", "configs", "tests")), f"{file} imports {module}"
+        there = part_of(module)
+        if there and there != here and (here, there) not in PEERS:
+            assert LEVELS[there] < LEVELS[here], f"{file} imports {module}"
+
+
+def test_every_part_has_a_level():
+    parts = {f.relative_to(PACKAGE).parts[0].removesuffix(".py") for f in FILES} - {"__init__"}
+    assert parts == set(LEVELS)
+
+
+def test_the_loop_is_imported_by_nobody_below_it():
+    allowed = {PACKAGE / "training" / "__init__.py", PACKAGE / "training" / "dry_run.py"}
+    importers = {f for f in FILES if any(m.startswith("fftlm_jax.training.loop") for m in imports_of(f))}
+    assert importers <= allowed
+
+
+@pytest.mark.parametrize(
+    "file", [*FILES, *ROOT.glob("*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("experiments/*.py")], ids=str
+)
+def test_nothing_forbidden_is_imported(file):
+    assert not {m.split(".")[0] for m in imports_of(file)} & FORBIDDEN
+
+
+def test_configdict_stays_at_the_edge():
+    users = {
+        f.relative_to(PACKAGE).as_posix() for f in FILES if any(m.startswith("ml_collections") for m in imports_of(f))
+    }
+    assert users == set()
+
+
+def test_importing_everything_loads_neither_tensorflow_nor_torch():
+    code = "import sys, fftlm_jax.training, fftlm_jax.generation.cli as c; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    modules = set(done.stdout.split())
+    assert "fftlm_jax.generation.cli" in modules and not modules & {"tensorflow", "torch", "clu"}
+
+
+@pytest.mark.parametrize(
+    "package,forbidden", (("optim", "model"), ("spectral", "flax"), ("spectral", "optax"), ("optim", "flax"))
+)
+def test_the_mathematics_is_usable_alone(package, forbidden):
+    for file in (PACKAGE / package).glob("*.py"):
+        assert not any(forbidden in m.split(".")[:2] for m in imports_of(file)), file

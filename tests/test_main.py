@@ -1,0 +1,124 @@
+"""The command line: refusals before anything is written, the dry run, verify and generation."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fftlm_jax import xla_flags
+from fftlm_jax.generation.cli import main as generate_main
+from fftlm_jax.training.verify import main as verify_main
+from tests.tiny import ROOT, run_main
+
+pytestmark = pytest.mark.timeout(200)
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+@pytest.mark.parametrize(
+    "case,arguments,message",
+    (
+        ("no config", [], "--config is missing"),
+        ("a typo", [QUICKSTART, "--config.modle.d_model=3"], "Did you mean.*model"),
+        ("a wrong type", [QUICKSTART, "--config.model.d_model=1e3"], "d_model"),
+        ("a bad value", [QUICKSTART, "--config.model.d_model=-1"], "config.model.d_model: must be at least 1"),
+        ("nan", [QUICKSTART, "--config.lr.base=nan"], "config.lr.base: must be finite"),
+        ("two faults", [QUICKSTART, "--config.lr.base=nan", "--config.seed=-1"], r"config.seed[\s\S]*config.lr.base"),
+        ("a section replaced", [QUICKSTART, "--config.model={'d_model': 1}"], "never a whole section|model"),
+        ("an extra argument", [QUICKSTART, "lr=3"], "unexpected argument 'lr=3'"),
+        ("missing data", [QUICKSTART, "--config.data.path=no/such/file"], "no/such/file does not exist"),
+        ("an unknown config", ["--config=configs/nothing.py"], "nothing.py"),
+    ),
+)
+def test_bad_input_ends_with_exit_code_1_and_leaves_nothing(case, arguments, message, tmp_path):
+    done = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert "compiled" not in done.stdout and not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_a_file_or_holds_something_else(tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = run_main(QUICKSTART, f"--workdir={tmp_path / 'file'}")
+    assert done.returncode == 1 and "is a file" in done.stderr
+    done = run_main(QUICKSTART, f"--workdir={tmp_path}")
+    assert done.returncode == 1 and "holds files but no run" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_dry_run_reports_and_writes_nothing(tmp_path):
+    done = run_main(QUICKSTART, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    for pattern in (r"total +528,000", "blocks/mixer/spectrum +4x8x64", "GFLOP", "MiB of temporaries", "compiled in"):
+        assert re.search(pattern, done.stdout), pattern
+    assert list(tmp_path.iterdir()) == []
+
+
+TINY_FFT = [
+    "--config=configs/fft.py", "--config.model.d_model=32", "--config.model.n_layers=2", "--config.train.batch_size=1",
+    "--config.train.accum_steps=2", "--config.train.steps_per_epoch=3", "--config.train.epochs=2",
+    "--config.lr.stages=(('rest',1.0,0.1),)", "--config.lr.base=1e-2", "--config.eval.max_bytes=4096",
+    "--config.sample.bytes=4", "--config.profile.start=1", "--config.profile.steps=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fft_run(tmp_path_factory, compile_cache):
+    """`configs/fft.py` really trains: a thin model with its own window and kernels."""
+    workdir = tmp_path_factory.mktemp("fft") / "run"
+    done = run_main(*TINY_FFT, f"--workdir={workdir}", env=compile_cache)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_the_fft_config_trains_the_chunk_objective(fft_run):
+    workdir, output = fft_run
+    assert json.loads((workdir / "config.json").read_text())["model"]["conv_method"] == "fft"
+    assert "chunk_bpb=" in output and "finished 6 steps" in output
+    losses = [float(x) for x in re.findall(r"avg_loss=([\d.]+)", output)]
+    assert losses[1] < losses[0]
+
+
+def test_a_profile_window_leaves_a_trace(fft_run):
+    assert list((fft_run[0] / "profile").rglob("*.xplane.pb"))
+
+
+def test_verify_prints_the_state_and_refuses_what_is_no_run(fft_run, tmp_path, capsys):
+    assert verify_main(["verify", str(fft_run[0])]) == 0
+    assert re.search(r"step 6: whole\nstate of step 6: \w{64}", capsys.readouterr().out)
+    assert verify_main(["verify", str(tmp_path)]) == 4
+    assert verify_main(["verify"]) == 1
+
+
+def test_generation_from_the_command_line(fft_run):
+    command = [sys.executable, "-m", "fftlm_jax.generation", f"--workdir={fft_run[0]}", "--prompt=def ", "--bytes=5"]
+    first, second = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False) for _ in range(2)
+    )
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("def ") and first.stdout == second.stdout and "step 6" in first.stderr
+
+
+@pytest.mark.parametrize(
+    "options,code,message",
+    (
+        (["--step=99"], 1, "not best, last or one of the saved steps .6."),
+        (["--top_p=0"], 1, "--top_p: must be within 0 .exclusive. and 1, not 0.0"),
+        (["--bytes=0"], 1, "--bytes: must be at least 1"),
+        (["--temperature=nan"], 1, "--temperature: must be a number"),
+        (["--workdir=no/such/run"], 1, "holds no run"),
+    ),
+)
+def test_generation_refuses_by_name(fft_run, options, code, message, capsys):
+    assert generate_main([f"--workdir={fft_run[0]}", *options]) == code
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_xla_flags_are_set_only_where_the_user_set_none():
+    environment: dict[str, str] = {}
+    xla_flags.set_cpu_defaults(environment)
+    assert environment == {"XLA_FLAGS": " ".join(xla_flags.CPU_FLAGS)}
+    environment = {"XLA_FLAGS": "--xla_dump_to=/dev/null"}
+    xla_flags.set_cpu_defaults(environment)
+    assert environment == {"XLA_FLAGS": "--xla_dump_to=/dev/null"}

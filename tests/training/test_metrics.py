@@ -1,0 +1,62 @@
+"""metrics.jsonl: one whole JSON object a line, truncated to the restored step, no NaN; and the picture drawn of it."""
+
+import json
+import random
+
+import pytest
+
+from fftlm_jax.training.console import duration
+from fftlm_jax.training.curves import draw_curves
+from fftlm_jax.training.metrics import MetricsLog, read_metrics
+
+
+def test_records_are_written_in_order_and_truncated_on_resume(tmp_path):
+    log = MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb")
+    log.write("train", 1, loss=2.0)
+    size = log.flush()
+    log.write("train", 2, loss=1.0)
+    log.close()
+    resumed = MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb", size, step=1)
+    resumed.write("train", 2, loss=1.5)
+    resumed.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "m.jsonl")] == [(1, 2.0), (2, 1.5)]
+
+
+def test_nonfinite_numbers_are_null_and_said_so(tmp_path):
+    log = MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb")
+    log.write("train", 1, loss=float("nan"), lr=1.0)
+    log.close()
+    line = (tmp_path / "m.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "kind": "train",
+        "step": 1,
+        "loss": None,
+        "lr": 1.0,
+        "nonfinite": True,
+    }
+
+
+def test_a_line_cut_short_is_left_out(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
+    assert read_metrics(tmp_path / "m.jsonl") == [{"kind": "train", "step": 1}]
+
+
+def test_curves_are_drawn_of_any_stage_of_a_run(tmp_path):
+    rng = random.Random(0)
+    train = [
+        {"kind": "train", "step": i, "loss": 3 + rng.random(), "lr": 1e-3, "cutoff": 128, "grad_norm": 1.0}
+        for i in range(1, 200)
+    ]
+    evaluation = {"kind": "eval", "step": 100, "bpb": 4.0, "loss": 3.0, "chunk_bpb": 5.0}
+    raised = {"kind": "event", "event": "cutoff_raised", "step": 50, "from": 128, "to": 256}
+    halted = {"kind": "train", "step": 200, "loss": None, "nonfinite": True}
+    sizes = set()
+    for records in ([], train[:1], [*train, evaluation], [*train, evaluation, raised, halted]):
+        draw_curves(records, tmp_path / "curves.png", "title")
+        sizes.add((tmp_path / "curves.png").stat().st_size)
+    assert len(sizes) == 4, "every record leaves a mark"
+
+
+@pytest.mark.parametrize("seconds,text", ((4.6, "5s"), (185, "3m05s"), (7380, "2h03m")))
+def test_durations(seconds, text):
+    assert duration(seconds) == text
