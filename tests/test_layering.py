@@ -80,7 +80,9 @@ def test_configdict_stays_at_the_edge():
 
 def test_importing_everything_loads_neither_tensorflow_nor_torch():
     code = "import sys, fftlm_jax.training, fftlm_jax.generation.cli as c; print(*sys.modules, sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+    )
     modules = set(done.stdout.split())
     assert "fftlm_jax.generation.cli" in modules and not modules & {"tensorflow", "torch", "clu"}
 

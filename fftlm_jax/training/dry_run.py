@@ -34,8 +34,8 @@ def dry_run(values: Mapping[str, Any]) -> None:
     t = config.train
     step_bytes = t.accum_steps * t.batch_size * config.model.seq_len
     print(
-        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text in {t.accum_steps} micro-batches, "
-        f"{flops / 1e9:,.1f} GFLOP counted by the compiler for one micro-batch and the update"
+        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, about {flops * t.accum_steps / 1e9:,.0f} GFLOP "
+        f"({t.accum_steps} x {flops / 1e9:,.1f}, the compiler's count of a micro-batch)"
     )
     if memory is not None:
         print(

@@ -41,7 +41,7 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
 
     Returns:
         Final numbers: `step`, `bpb`, `loss` and `chunk_bpb` (held out, as evaluated last), `train_loss`, `cutoff`,
-        `raises`, `seconds` (of training, evaluation and saving).
+        `raises`, `seconds` (wall clock) and `train_seconds` (training steps alone).
 
     Raises:
         RunError: any of its kinds, see `fftlm_jax.errors`.
@@ -93,7 +93,8 @@ class TrainingRun:
         stack.callback(self.checkpoints.close)
         self.scores: dict[str, float] = {}  # Of the last evaluation.
         self.epoch_loss = [0.0, 0]  # Sum and count of the losses of the epoch under way.
-        self.elapsed = 0.0  # Seconds of training before this process.
+        self.elapsed = 0.0  # Seconds that earlier processes gave to this run.
+        self.train_seconds = 0.0  # Seconds of training steps alone: no compiling, evaluating or saving.
         restored = self.checkpoints.restore(setup.abstract_state(config, self.tx))
         self.state, self.first_step = self._first_state(restored)
 
@@ -151,6 +152,7 @@ class TrainingRun:
         self.scores = restored.host["scores"]
         self.epoch_loss = restored.host["epoch_loss"]
         self.elapsed = restored.host["elapsed"]
+        self.train_seconds = restored.host["train_seconds"]
         return restored.arrays, restored.step
 
     def _batch(self, step: int) -> Any:
@@ -198,6 +200,7 @@ class TrainingRun:
         metrics, lr = jax.device_get((device_metrics, lr))
         now = time.perf_counter()
         seconds, self.lap = now - self.lap, now
+        self.train_seconds += seconds
         if not metrics.finite:
             count = self.config.train.accum_steps * self.config.train.batch_size
             offsets = self.windows.offsets((done - 1) * count, count).tolist()
@@ -221,7 +224,7 @@ class TrainingRun:
         if s.bytes:
             sampling = SamplingConfig(s.temperature, s.top_k, s.top_p, s.repetition_penalty)
             sample = decoder.generate(self.state.params, s.prompt.encode(), s.bytes, sampling, self.config.seed)
-        self.recorder.evaluated(done, self.scores, self.controller.cutoff, sample)
+        self.recorder.evaluated(done, self.scores, self.controller.cutoff, self.train_seconds, sample)
         self.lap = time.perf_counter()
 
     def _evaluator(self) -> tuple[Evaluate, Decoder]:
@@ -247,6 +250,7 @@ class TrainingRun:
             "scores": self.scores,
             "epoch_loss": self.epoch_loss,
             "elapsed": self._seconds(),
+            "train_seconds": self.train_seconds,
             "metrics_bytes": self.recorder.log.flush(),
         }
         evaluated_now = done == self.config.total_steps or done % self.config.eval.every == 0
@@ -280,4 +284,5 @@ class TrainingRun:
             "cutoff": self.controller.cutoff,
             "raises": len(self.controller.raises),
             "seconds": self._seconds(),
+            "train_seconds": self.train_seconds,
         }

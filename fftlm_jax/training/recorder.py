@@ -106,11 +106,12 @@ class Recorder:
             "--config.resume.allow=lr.base) and run the same command: it resumes from the last checkpoint."
         )
 
-    def evaluated(self, done: int, scores: dict[str, float], cutoff: int, sample: bytes) -> None:
+    def evaluated(self, done: int, scores: dict[str, float], cutoff: int, train_seconds: float, sample: bytes) -> None:
         """Held-out scores, a sample, and the picture redrawn with them."""
-        self.log.write("eval", done, **scores)
+        self.log.write("eval", done, **scores, train_seconds=round(train_seconds, 2))
         self.log.scalars("eval", done, **scores)
-        self.console.say(f"  held out at step {done}: {_words(scores)} (loss in nats)")
+        spent = f"after {duration(train_seconds)} of training"
+        self.console.say(f"  held out at step {done}: {_words(scores)} (loss in nats), {spent}")
         if self.config.sample.bytes:
             with self.directory.samples.open("a", encoding="utf-8") as file:
                 text = sample.decode("utf-8", errors="backslashreplace")

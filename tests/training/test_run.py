@@ -9,9 +9,10 @@ import time
 
 import pytest
 
+from fftlm_jax.training import run
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.verify import main as verify_main
-from tests.tiny import run_main, start_main
+from tests.tiny import run_main, start_main, tiny_values
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,7 +41,7 @@ def hash_of(workdir, capsys) -> str:
 
 
 def without_times(record: dict) -> dict:
-    return {k: v for k, v in record.items() if k not in ("bytes_per_second", "seconds", "waited", "ahead")}
+    return {k: v for k, v in record.items() if k not in ("bytes_per_second", "train_seconds")}
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +261,24 @@ def test_a_nonfinite_loss_stops_the_run_with_the_facts(arguments, tmp_path, comp
     assert re.search(r"step \d+: loss .* at cutoff 4, LR .* corpus offset \d+", done.stderr)
     event = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r.get("event") == "nonfinite"]
     assert len(event) == 1 and event[0]["cutoff"] == 4 and len(event[0]["offsets"]) == 4
+
+
+@pytest.mark.parametrize(
+    "case,overrides",
+    (
+        ("minimum phase", {"curriculum__method": "minimum_phase", "curriculum__transition_bins": 2}),
+        (
+            "signal",
+            {"curriculum__method": "signal", "objective__positions": "last", "objective__next_byte_weight": 0.0},
+        ),
+        ("schedule", {"curriculum__rule": "schedule", "curriculum__schedule": ((0, 4), (1, "full"))}),
+        ("bfloat16 and dropout", {"model__dtype": "bfloat16", "model__dropout": 0.1, "curriculum__rule": "none"}),
+        ("plain blocks", {"model__projections": False, "model__conv_heads": 1, "lr__restart": "pulse"}),
+    ),
+)
+def test_every_way_to_train_runs_to_its_end(tmp_path, case, overrides):
+    result = run(tiny_values(train__epochs=3, train__accum_steps=1, **overrides), tmp_path / "run")
+    train = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert result["step"] == 12 and result["bpb"] < 8.5
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert result["cutoff"] == 17 or result["raises"] == 1, "12 steps: one raise by the plateau rule, or the full band"
