@@ -1,6 +1,9 @@
-"""A next-byte model of at most 0.8 M parameters, tuned for quality per second on two CPU cores.
+"""A next-byte model of 0.53 M parameters, tuned for quality per second on two CPU cores.
 
-python main.py --config=configs/shakespeare_cpu.py --config.data.path=tinyshakespeare.txt
+    python main.py --config=configs/shakespeare_cpu.py --config.data.path=tinyshakespeare.txt
+
+Expected result: 1.50 nats per byte (2.16 bpb) on the last tenth of TinyShakespeare after about 3 minutes of training
+(two idle cores; 1.60 after two minutes). For comparison and for what did not help, see experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +16,10 @@ def get_config() -> ConfigDict:
     c.model.update(seq_len=128, kernel_len=64, d_model=128, n_layers=4)
     # A curriculum is not free in a budget this small.
     c.curriculum.update(rule="none", ladder=("full",))
-    c.lr.update(base=4e-3, stages=(("rest", 1.0, 0.02),))
-    c.train.update(batch_size=16, accum_steps=1, steps_per_epoch=220, epochs=10, log_every=110)
-    c.eval.update(every=1100, batch_size=64, max_bytes=0)
-    c.checkpoint.every = 1100
+    c.lr.update(base=3e-3, stages=(("rest", 1.0, 0.02),))
+    c.optim.weight_decay = 0.6  # Four passes over 1 MB: decay generalises better here than dropout.
+    c.train.update(batch_size=8, accum_steps=1, steps_per_epoch=400, epochs=10, log_every=200)
+    c.eval.update(every=1000, batch_size=64, max_bytes=0)
+    c.checkpoint.every = 1000
     c.sample.prompt = "ROMEO:\n"
     return c

@@ -33,6 +33,8 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
     axes[3].plot(steps, [r["grad_norm"] for r in train], color=_TRAIN, linewidth=0.6)
     axes[3].set_ylabel("gradient norm\n(before clipping)")
     axes[3].set_yscale("log")
+    for formatter in (axes[3].yaxis.set_major_formatter, axes[3].yaxis.set_minor_formatter):
+        formatter(lambda value, _: f"{value:g}")
     axes[3].set_xlabel("step")
     for axis in axes:
         axis.grid(alpha=0.25)

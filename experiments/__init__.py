@@ -1,0 +1,1 @@
+"""Experiments on the package: benchmarks, sweeps and their findings (LOG.md)."""

@@ -1,0 +1,141 @@
+"""Benchmarks, each figure a ratio from one interleaved run: machines are shared and noisy, so no side runs alone.
+
+    python -m experiments.bench conv            # the table behind `choose_method` in fftlm_jax/spectral/convolve.py
+    python -m experiments.bench step --json=out.json
+
+`conv`: forward and backward of a convolution between two projections, Toeplitz against FFT, over kernel lengths.
+`step`: the training step of `shakespeare_cpu`, Toeplitz against FFT.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fftlm_jax import xla_flags
+
+xla_flags.set_cpu_defaults(os.environ)
+
+import jax  # noqa: E402 (after its flags)
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from configs import shakespeare_cpu  # noqa: E402
+from fftlm_jax.config import read_config  # noqa: E402
+from fftlm_jax.curriculum import Answer  # noqa: E402
+from fftlm_jax.model import build  # noqa: E402
+from fftlm_jax.spectral import causal_convolve  # noqa: E402
+from fftlm_jax.training import setup  # noqa: E402
+from fftlm_jax.training.run_directory import environment  # noqa: E402
+from fftlm_jax.training.step import events, make_train_step  # noqa: E402
+
+Row = dict[str, Any]
+
+
+def interleaved(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each side in each round, all sides taking turns, after one round to compile and warm up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if turn:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def compare(label: str, sides: dict[str, Callable[[], Any]], rounds: int) -> Row:
+    """One row: the median of every side, and its ratio to the first side (median and range of the rounds' ratios)."""
+    times = interleaved(sides, rounds)
+    base = next(iter(times))
+    row: Row = {"case": label}
+    for name, values in times.items():
+        ratios = [b / v for b, v in zip(times[base], values, strict=True)]
+        row[f"{name} ms"] = round(statistics.median(values), 2)
+        if name != base:
+            row[f"{name} speed-up over {base}"] = round(statistics.median(ratios), 2)
+            row["range"] = f"{min(ratios):.2f}-{max(ratios):.2f}"
+    return row
+
+
+def bench_conv(rounds: int) -> list[Row]:
+    """Crossover of the two convolution methods, forward plus backward, behind and before a projection."""
+    rows = []
+    for B, T, D in ((4, 1024, 512), (16, 256, 128)):
+        keys = jax.random.split(jax.random.key(0), 3)
+        x, w = jax.random.normal(keys[0], (B * T, D)), jax.random.normal(keys[1], (D, D)) / D**0.5
+        for K in (32, 64, 128, 192, 256, 512):
+            if K > T:
+                continue
+            kernel = jax.random.normal(keys[2], (8, K)) / K**0.5
+
+            def loss(x: jax.Array, kernel: jax.Array, w: jax.Array, method: str, shape: tuple) -> jax.Array:
+                y = causal_convolve((x @ w).reshape(shape), kernel, method).reshape(x.shape)
+                return jnp.sum(jax.nn.silu(y) @ w)
+
+            gradient = jax.jit(jax.grad(loss, (0, 1, 2)), static_argnums=(3, 4))
+            sides = {
+                method: lambda method=method, x=x, kernel=kernel, w=w, shape=(B, T, D): gradient(
+                    x, kernel, w, method, shape
+                )
+                for method in ("fft", "toeplitz")
+            }
+            rows.append(compare(f"B={B} T={T} D={D} H=8 K={K}", sides, rounds))
+    return rows
+
+
+def bench_step(rounds: int) -> list[Row]:
+    """The whole training step of `shakespeare_cpu` with either convolution."""
+    sides = {}
+    for method in ("fft", "toeplitz"):
+        values = shakespeare_cpu.get_config()
+        values.model.conv_method = method
+        config = read_config(values)
+        tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
+        controller = setup.build_controller(config)
+        step = make_train_step(config, graph, tx, setup.low_pass_at(config, controller.cutoff))
+        shape = setup.step_arguments(config, tx)[1].shape
+        windows = np.random.default_rng(0).integers(0, 128, shape).astype(np.uint8)
+        holder = {"state": setup.first_state(config, controller, tx)}
+
+        def one_step(
+            holder: dict[str, Any] = holder, step: Callable = step, windows: np.ndarray = windows
+        ) -> jax.Array:
+            holder["state"], metrics = step(holder["state"], windows, *events(Answer()))
+            return metrics.loss
+
+        sides[method] = one_step
+    return [compare("training step of shakespeare_cpu", sides, rounds)]
+
+
+SUITES: dict[str, Callable[[int], list[Row]]] = {"conv": bench_conv, "step": bench_step}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds, at least 9")
+    parser.add_argument("--json", help="also write the rows and the environment to this file")
+    args = parser.parse_args(arguments)
+    if args.rounds < 9:
+        parser.error("--rounds: at least 9, or the median means little")
+    results = {"environment": environment(), "processor": platform.processor(), "rounds": args.rounds}
+    print(json.dumps(results["environment"]))
+    for suite in args.suites:
+        results[suite] = rows = SUITES[suite](args.rounds)
+        for row in rows:
+            print(" | ".join(f"{name}: {value}" for name, value in row.items()))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
