@@ -1,6 +1,4 @@
-"""Trains a byte-level language model.
-
-    python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""Trains a byte-level language model: python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 The same command again resumes. Any key can be overridden: --config.lr.base=1e-4. Keys: configs/aligned.py.
 """
@@ -44,6 +42,23 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the command line; whatever is wrong with it, or a missing config file, is said in one line."""
+    try:
+        for argument in arguments:
+            file = argument.partition("--config=")[2].split(":")[0]
+            if file and not Path(file).is_file():
+                raise OSError(f"the config file {file} does not exist")
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+        what = "no such key: " if isinstance(error, AttributeError) else ""
+        sys.exit(f"UsageError: {what}{text} (keys: configs/aligned.py).")
+
+
 if __name__ == "__main__":
     xla_flags.set_cpu_defaults(os.environ)
-    app.run(main)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except KeyboardInterrupt:
+        sys.exit(130)

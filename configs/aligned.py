@@ -19,7 +19,7 @@ def either(value):
 def get_config() -> ConfigDict:
     """All keys with the values of the source documents."""
     c = ConfigDict()
-    c.seed = 0  # Of initialisation, data order, dropout and samples.
+    c.seed = 0  # Of initialisation, data order, dropout and samples; below 2**32.
 
     c.model = model = ConfigDict()
     model.seq_len = 1024  # T: bytes of a training window.
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     # At a loss of 2.86, 0.005 per 25 steps is 0.57 nats per 1000 steps: late in a tooth this fires at nearly every
     # check. Raised too fast: make it smaller or the window longer.
     curriculum.threshold = 0.005
-    curriculum.check_every = either("epoch")  # "epoch", or a number of steps.
+    curriculum.check_every = either("epoch")  # When the plateau rule is checked: "epoch", or a number of steps.
     curriculum.schedule = ((0, 128), (2, 256), (5, 512), (10, "full"))  # (first epoch, cutoff) of rule "schedule".
     curriculum.method = "cosine"  # cosine, minimum_phase, or signal (sees the future: refused unless harmless).
     curriculum.transition_bins = 32  # Width of the minimum_phase band edge.
@@ -82,8 +82,8 @@ def get_config() -> ConfigDict:
 
     c.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 500  # Steps between checkpoints; the last step is always saved.
-    checkpoint.keep_last = 2  # Newest checkpoints kept.
-    checkpoint.keep_best = 1  # Checkpoints of lowest bpb kept besides (saved at evaluated steps).
+    checkpoint.keep_last = 2  # Newest checkpoints kept, at least 2: the newest may be cut short.
+    checkpoint.keep_best = 1  # Checkpoints of lowest bpb kept besides; an evaluation that is the best yet is saved.
 
     c.sample = sample = ConfigDict()
     sample.prompt = "def "  # What samples.txt continues.
@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
 
     c.resume = resume = ConfigDict()
     resume.mode = "auto"  # auto: resume what is there; never: refuse a non-empty folder; must: refuse an empty one.
-    resume.allow = ()  # Keys of a run that may change on resume, such as ("lr.base", "train.epochs", "data").
+    resume.allow = ()  # What may change on resume: keys or whole sections, such as ("lr", "train.epochs", "data").
 
     c.profile = profile = ConfigDict()
     profile.start = 10  # First step of the profiler window (trace under <workdir>/profile).

@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
     c.eval.update(every=1000, batch_size=64, max_bytes=0)
     c.checkpoint.every = 1000
     c.sample.prompt = "ROMEO:\n"
+    c.data.source = "files"  # Name the text with --config.data.path.
     return c

@@ -91,7 +91,9 @@ class LRConfig:
     base: float = key(above(0))
     stages: tuple = key()
     restart: str = key(one_of("tooth", "pulse", "none"))
-    factor: float | str = key(lambda v: one_of("sqrt_ratio", "inverse_ratio")(v) if isinstance(v, str) else above(0)(v))
+    factor: float | str = key(
+        lambda v: above(0)(v) if not isinstance(v, str) else one_of("a number", "sqrt_ratio", "inverse_ratio")(v)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ class EvalConfig:
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = key(at_least(1))
-    keep_last: int = key(at_least(1))
+    keep_last: int = key(at_least(2))
     keep_best: int = key(at_least(0))
 
 
@@ -166,7 +168,7 @@ class ProfileConfig:
 class Config:
     """A whole run. Sections mirror `configs/aligned.py`, where every key is explained."""
 
-    seed: int = key(at_least(0))
+    seed: int = key(within(0, 2**32 - 1))
     model: ModelConfig = key()
     objective: ObjectiveConfig = key()
     curriculum: CurriculumConfig = key()
@@ -195,12 +197,11 @@ def read_config(values: Mapping[str, Any]) -> Config:
     from fftlm_jax.config_rules import faults_between_keys  # Imported late: the rules need the classes above.
 
     faults: list[str] = []
-    config = _read_section(Config, values, "", faults)
-    if config is not None and not faults:
-        faults = faults_between_keys(config)
-    if config is None or faults:
+    sections = _read_keys(Config, values, "", faults)
+    faults += faults_between_keys(sections)
+    if faults:
         raise ConfigError(faults)
-    return config
+    return Config(**sections)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -221,9 +222,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _read_section(cls: type, values: Any, path: str, faults: list[str]) -> Any:
+    """The dataclass of a section, or None if anything about it is wrong."""
+    before = len(faults)
+    read = _read_keys(cls, values, path, faults)
+    return cls(**read) if len(faults) == before else None
+
+
+def _read_keys(cls: type, values: Any, path: str, faults: list[str]) -> dict[str, Any]:
+    """The keys of a section that are there, None for those that are wrong; adds to `faults`."""
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
         faults.append(f"config.{path.rstrip('.')}: must be a section of keys, not {values!r}; set its keys one by one.")
-        return None
+        return {}
     hints, given, known = typing.get_type_hints(cls), dict(values.items()), {f.name: f for f in dataclasses.fields(cls)}
     for name in given:
         if name not in known:
@@ -235,7 +244,6 @@ def _read_section(cls: type, values: Any, path: str, faults: list[str]) -> Any:
             "override single keys (--config.section.key=value), never a whole section."
         )
     read: dict[str, Any] = {}
-    before = len(faults)
     for name, field in known.items():
         if name not in given:
             continue
@@ -243,7 +251,7 @@ def _read_section(cls: type, values: Any, path: str, faults: list[str]) -> Any:
             read[name] = _read_section(hints[name], given[name], f"{path}{name}.", faults)
         else:
             read[name] = _read_value(given[name], hints[name], field.metadata["checks"], f"config.{path}{name}", faults)
-    return cls(**read) if not missing and len(faults) == before else None
+    return read
 
 
 def _read_value(value: Any, hint: Any, checks: tuple[Check, ...], name: str, faults: list[str]) -> Any:

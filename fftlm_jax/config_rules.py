@@ -1,15 +1,40 @@
 """Rules between config keys: what single ranges cannot say. Each returns sentences; none stops at the first fault."""
 
-from collections.abc import Iterator
+import dataclasses
+import glob
+import os
+import typing
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 from fftlm_jax import cutoff as units
 from fftlm_jax.config import Config
 
 
-def faults_between_keys(config: Config) -> list[str]:
-    """Every sentence about keys that contradict each other, empty for a config that can run."""
-    rules = (_model, _curriculum, _stages, _objective, _data, _counts)
-    return [fault for rule in rules for fault in rule(config)]
+def faults_between_keys(sections: Mapping[str, Any]) -> list[str]:
+    """Every sentence about keys that contradict each other, empty for a config that can run.
+
+    Args:
+        sections: the sections of a config by name; None (or absent) where a section is faulty by itself. The rules
+            about such a section are left out, the others still speak.
+    """
+    config = SimpleNamespace(**sections)
+    rules = (
+        (_model, ("model",)),
+        (_curriculum, ("model", "curriculum")),
+        (_stages, ("lr", "train")),
+        (_objective, ("model", "objective", "curriculum")),
+        (_data, ("data",)),
+        (_evaluation, ("model", "eval")),
+        (_resume, ("resume",)),
+    )
+    return [
+        fault
+        for rule, needed in rules
+        if all(sections.get(name) is not None for name in needed)
+        for fault in rule(config)
+    ]
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -32,7 +57,7 @@ def _curriculum(config: Config) -> Iterator[str]:
             rungs.append(units.cutoff_in_bins(value, seq_len))
         except ValueError as error:
             broken = True
-            yield f"config.curriculum.ladder: {error}."
+            yield f"config.curriculum.ladder: {error} (in a shell: \"--config.curriculum.ladder=(0.25,'full')\")."
     if not c.ladder:
         yield "config.curriculum.ladder: is empty; write at least ('full',)."
     elif not broken and any(b <= a for a, b in zip(rungs, rungs[1:])):
@@ -47,6 +72,10 @@ def _curriculum(config: Config) -> Iterator[str]:
                 yield f"config.curriculum.initial: {c.initial} lies above the ladder's last rung {c.ladder[-1]}."
     if not -1.0 < c.threshold < 1.0:
         yield f"config.curriculum.threshold: a relative improvement lies in (-1, 1), not {c.threshold}."
+    if c.rule == "plateau" and c.window % 2:
+        yield f"config.curriculum.window: {c.window} has no two equal halves; make it even."
+    if c.rule == "schedule" and not c.schedule:
+        yield "config.curriculum.schedule: is empty; write rows (first epoch, cutoff), such as ((0, 128), (2, 'full'))."
     previous = (-1, 0)
     for row in c.schedule:
         try:
@@ -83,7 +112,8 @@ def _stages(config: Config) -> Iterator[str]:
             used += length
     if stages and stages[-1][0] == "rest":
         if used >= epochs:
-            yield f"config.lr.stages: {used} epochs before 'rest' do not fit train.epochs {epochs}; drop stages."
+            fix = "write fewer, such as (('rest', 1.0, 0.05),)"
+            yield f"config.lr.stages: {used} epochs before 'rest' do not fit train.epochs {epochs}; {fix}."
     elif used != epochs:
         yield f"config.lr.stages: last {used} epochs in all, but train.epochs is {epochs}; end with 'rest'."
 
@@ -101,10 +131,26 @@ def _objective(config: Config) -> Iterator[str]:
 
 
 def _data(config: Config) -> Iterator[str]:
-    if config.data.source == "files" and not config.data.path:
+    path = config.data.path
+    if config.data.source == "files" and not path:
         yield "config.data.path: source 'files' needs a file, a folder or a glob."
+    expanded = os.path.expanduser(path)
+    if path and not os.path.exists(expanded) and not glob.glob(expanded, recursive=True):
+        yield f"config.data.path: {path} does not exist and matches no file as a glob; name a file, a folder or a glob."
 
 
-def _counts(config: Config) -> Iterator[str]:
-    if config.curriculum.rule == "plateau" and config.curriculum.window % 2:
-        yield f"config.curriculum.window: {config.curriculum.window} has no two equal halves; make it even."
+def _evaluation(config: Config) -> Iterator[str]:
+    window, cap = config.model.seq_len + config.model.chunk, config.eval.max_bytes
+    if 0 < cap < window:
+        yield f"config.eval.max_bytes: {cap} is less than a window of {window} bytes; raise it, or 0 for all."
+
+
+def _resume(config: Config) -> Iterator[str]:
+    sections = typing.get_type_hints(Config)
+    known = set(sections)
+    for name, section in sections.items():
+        if dataclasses.is_dataclass(section):
+            known |= {f"{name}.{field.name}" for field in dataclasses.fields(section)}
+    for entry in config.resume.allow:
+        if entry not in known:
+            yield f"config.resume.allow: {entry!r} is no key or section; see configs/aligned.py."

@@ -2,7 +2,7 @@
 
 A cutoff is counted in rfft bins of a training window: `freq_bins = seq_len // 2 + 1`, and bin c lies at the
 fraction `c / (seq_len / 2)` of the Nyquist frequency. Pure Python, so that the validator, the controller on the host
-and the jitted step share one definition. (DESIGN 2.)
+and the jitted step share one definition.
 """
 
 

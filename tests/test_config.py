@@ -14,7 +14,9 @@ CONFIGS = ("aligned", "quickstart", "next_byte", "fft", "lr_physics", "shakespea
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_valid_and_says_how_to_run_it(name):
     module = __import__(f"configs.{name}", fromlist=["get_config"])
-    read_config(module.get_config())
+    config = module.get_config()
+    config.data.path = __file__
+    read_config(config)
     assert f"python main.py --config=configs/{name}.py" in module.__doc__
 
 
@@ -67,12 +69,23 @@ def test_every_config_is_valid_and_says_how_to_run_it(name):
         ("data__held_out", 1.0, "must lie in"),
         ("data__source", "files", "needs a file, a folder or a glob"),
         ("resume__mode", "always", "must be one of auto, never, must"),
-        ("seed", -1, "config.seed: must be at least 0"),
+        ("seed", -1, "config.seed: must lie in"),
+        ("seed", 2**32, "config.seed: must lie in"),
+        ("eval__max_bytes", 35, "35 is less than a window of 36 bytes"),
+        ("checkpoint__keep_last", 1, "must be at least 2"),
+        ("data__path", "no/such/file", "no/such/file does not exist"),
+        ("resume__allow", ("train.epoch",), "'train.epoch' is no key or section"),
+        ("resume__allow", ("seed.x",), "'seed.x' is no key or section"),
     ),
 )
 def test_faults(key, value, message):
     with pytest.raises(ConfigError, match=message):
         read_config(tiny_values(**{key: value}))
+
+
+@pytest.mark.parametrize("allow", (("train.epochs", "lr", "seed"), ()))
+def test_keys_and_sections_may_be_allowed(allow):
+    assert read_config(tiny_values(resume__allow=allow)).resume.allow == allow
 
 
 def test_bfloat16_has_no_fft():
@@ -91,6 +104,14 @@ def test_all_faults_come_at_once():
     with pytest.raises(ConfigError) as error:
         read_config(tiny_values(model__conv_heads=3, model__chunk=5, curriculum__window=5))
     assert len(error.value.faults) == 3
+    with pytest.raises(ConfigError) as error:
+        read_config(tiny_values(lr__base=0.0, model__conv_heads=3, data__path="no/such/file"))
+    assert len(error.value.faults) == 3, "faulty sections do not silence the rules about the others"
+
+
+def test_an_empty_schedule_is_refused_where_it_is_used():
+    with pytest.raises(ConfigError, match="config.curriculum.schedule: is empty"):
+        read_config(tiny_values(curriculum__rule="schedule", curriculum__schedule=()))
 
 
 def plain() -> dict:

@@ -29,12 +29,14 @@ QUICKSTART = "--config=configs/quickstart.py"
         ("an extra argument", [QUICKSTART, "lr=3"], "unexpected argument 'lr=3'"),
         ("missing data", [QUICKSTART, "--config.data.path=no/such/file"], "no/such/file does not exist"),
         ("an unknown config", ["--config=configs/nothing.py"], "nothing.py"),
+        ("a key that is no number", [QUICKSTART, "--config.model=foo"], "malformed|model"),
     ),
 )
 def test_bad_input_ends_with_exit_code_1_and_leaves_nothing(case, arguments, message, tmp_path):
     done = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1, done.stderr
     assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 4, done.stderr
     assert "compiled" not in done.stdout and not (tmp_path / "run").exists()
 
 
@@ -87,7 +89,7 @@ def test_a_profile_window_leaves_a_trace(fft_run):
 def test_verify_prints_the_state_and_refuses_what_is_no_run(fft_run, tmp_path, capsys):
     assert verify_main(["verify", str(fft_run[0])]) == 0
     assert re.search(r"step 6: whole\nstate of step 6: \w{64}", capsys.readouterr().out)
-    assert verify_main(["verify", str(tmp_path)]) == 4
+    assert verify_main(["verify", str(tmp_path)]) == 1
     assert verify_main(["verify"]) == 1
 
 

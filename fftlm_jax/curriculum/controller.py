@@ -46,8 +46,9 @@ class Controller:
         self.raises: list[Raise] = []
 
     def is_due(self, step: int) -> bool:
-        """Whether the rule is checked before `step`; never before the first step."""
-        return self.rule.name != "none" and step > 0 and step % self.rule.check_every == 0
+        """Whether the rule is checked before `step`: a schedule, which goes by epoch, at the border of each."""
+        every = self.rule.steps_per_epoch if self.rule.name == "schedule" else self.rule.check_every
+        return self.rule.name != "none" and step > 0 and step % every == 0
 
     def check(self, step: int) -> Raise | None:
         """Applies the rule before `step` where it is due; returns the raise, if any, after making it."""

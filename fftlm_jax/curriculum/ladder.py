@@ -1,4 +1,4 @@
-"""The ladder of cutoffs in bins, the documents' table by epoch, and where a run starts on it. (DESIGN 2, 3.4, 3.7.)"""
+"""The ladder of cutoffs in bins, the documents' table by epoch, and where a run starts on it."""
 
 from collections.abc import Sequence
 

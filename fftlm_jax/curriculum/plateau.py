@@ -1,4 +1,4 @@
-"""The plateau rule: the cutoff is raised when the loss stops falling. (DESIGN 3.4.)
+"""The plateau rule: the cutoff is raised when the loss stops falling.
 
 A larger threshold finds plateaus *sooner*: it is the improvement that must be exceeded to stay. The source documents
 advise the opposite of their own formula. Cutoffs rise too fast -> smaller threshold or longer window.

@@ -1,4 +1,4 @@
-"""What the learning rate does when a cutoff is raised: two independent knobs. (DESIGN 3.6.)
+"""What the learning rate does when a cutoff is raised: two independent knobs.
 
 The source documents disagree: the plateau rule restarts to the full peak, the physics of the learning rate cuts it.
 """

@@ -42,7 +42,7 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int) -> Corp
     Raises:
         DataError: when nothing is found, or something cannot be read, is empty or is too short.
     """
-    files = _files(path) if path else _standard_library()
+    files = _files(os.path.expanduser(path)) if path else _standard_library()
     name = path or "the Python standard library"
     contents = [(label, _read(file)) for label, file in files]
     size = sum(len(content) for _, content in contents)

@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> None:
         ("top_k", 0 <= args.top_k <= 256, "within 0 and 256"),
         ("top_p", 0 < args.top_p <= 1, "within 0 (exclusive) and 1"),
         ("repetition_penalty", 0 < args.repetition_penalty < float("inf"), "a number greater than 0"),
-        ("seed", 0 <= args.seed < 2**63, "at least 0"),
+        ("seed", 0 <= args.seed < 2**32, "within 0 and 2**32 - 1"),
     ):
         if not ok:
             raise UsageError(f"--{name}: must be {rule}, not {getattr(args, name)}.")

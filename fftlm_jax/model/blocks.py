@@ -1,4 +1,4 @@
-"""One block: a causal long-convolution mixer and a feed-forward layer, both pre-norm and residual. (DESIGN 3.1.)
+"""One block: a causal long-convolution mixer and a feed-forward layer, both pre-norm and residual.
 
     z = RMSNorm(x);  u = W_in z;  y = causal_convolve(u) * gain;  x += W_out (y * silu(W_gate z))
     z = RMSNorm(x);  x += W_down gelu_tanh(W_up z)

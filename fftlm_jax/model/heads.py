@@ -1,4 +1,4 @@
-"""The linear byte head: one slice per byte of a chunk, slice 0 being the next-byte head. (DESIGN 3.3.)
+"""The linear byte head: one slice per byte of a chunk, slice 0 being the next-byte head.
 
 Shapes: C bytes of a chunk, D width, V = 256 byte values.
 """

@@ -1,4 +1,4 @@
-"""What is trained and what is scored: next-byte and chunk cross-entropy over a batch of windows. (DESIGN 3.3.)
+"""What is trained and what is scored: next-byte and chunk cross-entropy over a batch of windows.
 
 A window holds T + C bytes (C = chunk): T inputs and the bytes after each. Position t predicts byte t + 1 (head 0);
 at the boundaries t = C-1, 2C-1, ..., T-1 the whole head predicts bytes t + 1 .. t + C, so over contiguous windows

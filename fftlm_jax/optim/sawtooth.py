@@ -1,4 +1,4 @@
-"""The sawtooth learning rate: cosine teeth over stages, restarted or reduced when a cutoff is raised. (DESIGN 3.5.)
+"""The sawtooth learning rate: cosine teeth over stages, restarted or reduced when a cutoff is raised.
 
 With `a = max(anchor, stage start)` and `p = clip((count - a) / max(stage end - a, 1), 0, 1)`:
 

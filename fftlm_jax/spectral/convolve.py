@@ -1,6 +1,6 @@
 """Causal long convolution of byte streams with per-head kernels: `y[t] = sum_i k[i] u[t-i]`, linear, never circular.
 
-Three methods, equal to round-off (DESIGN 3.1):
+Three methods, equal to round-off:
 
 `direct`    a loop over taps; the reference for tests.
 `fft`       rfft/irfft of the zero-padded window; float32 always. Round-off mixes all positions, so its outputs depend

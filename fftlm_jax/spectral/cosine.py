@@ -1,4 +1,4 @@
-"""The kernel's cosine spectrum: the orthonormal DCT-II over the taps, and the nested masks on it. (DESIGN 3.2.)
+"""The kernel's cosine spectrum: the orthonormal DCT-II over the taps, and the nested masks on it.
 
 Shapes: H conv heads, K taps (or cosine coefficients).
 """

@@ -1,4 +1,4 @@
-"""The frequency cutoff as an operation on kernels (causal) or on signals (not causal). (DESIGN 3.2.)
+"""The frequency cutoff as an operation on kernels (causal) or on signals (not causal).
 
 A causal filter cannot vanish on a band (Paley-Wiener), so one of "only c bins pass" and "causal" must give a little.
 Here causality never gives:

@@ -1,8 +1,8 @@
 """Checkpoints through orbax behind one small interface, each with a SHA-256 manifest written last.
 
 A step directory without a complete manifest is a save that was cut short. A step that does not match its manifest is
-damaged. Neither is ever restored, and neither is deleted: both are moved to `quarantine/`, so that later saves of the
-same step are not refused, and the newest good step takes their place.
+damaged. Neither is ever restored, and neither is deleted: those newer than the newest good step are moved to
+`quarantine/`, so that saving the same step again is not refused, and the good step takes their place.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as retention
 
 from fftlm_jax.errors import CheckpointError, SaveError
+from fftlm_jax.training.run_directory import write_json
 
 MANIFEST = "manifest.json"
 
@@ -30,9 +31,16 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run: the last `keep_last` steps and the best `keep_best` by bpb."""
+    """The `checkpoints/` folder of a run: the last `keep_last` steps and the best `keep_best` by bpb.
 
-    def __init__(self, directory: Path, keep_last: int = 1, keep_best: int = 1) -> None:
+    At least two are kept, since orbax deletes old steps before the newest has its manifest. `notes` collects sentences
+    about steps that had to be set aside.
+    """
+
+    def __init__(self, directory: Path, keep_last: int = 2, keep_best: int = 1) -> None:
+        if keep_last < 2:
+            raise ValueError(f"keep_last is {keep_last}, but a save may be cut short: keep at least 2")
+        self.notes: list[str] = []
         self.directory = directory.resolve()
         self.quarantine = self.directory.parent / "quarantine"
         policies = [retention.LatestN(keep_last)]
@@ -82,21 +90,26 @@ class Checkpoints:
             raise SaveError(f"{self.directory}: orbax refused to save step {step}; is a newer step in the folder?")
 
     def restore(self, abstract_arrays: Any) -> Restored | None:
-        """Restores the newest good step into the given structure, or None where there is no step at all.
+        """Restores the newest good step into the given structure, or None where no step was ever completed.
 
         Raises:
             CheckpointError: if there are steps but none is usable, or the structure differs.
         """
         steps = step_numbers(self.directory)
-        faults = []
+        faults: dict[int, str] = {}
         for step in reversed(steps):
             fault = manifest_fault(self.directory / str(step))
             if fault is None:
-                self._set_aside([s for s in steps if s > step])
-                return self._restore_step(step, abstract_arrays)
-            faults.append(f"step {step}: {fault}")
-        if faults:
-            raise CheckpointError(f"{self.directory}: no step is usable ({'; '.join(faults)}). Nothing was deleted.")
+                restored = self._restore_step(step, abstract_arrays)
+                self._set_aside(faults)
+                return restored
+            faults[step] = fault
+        if len(steps) == 1 and not (self.directory / str(steps[0]) / MANIFEST).exists():
+            # Two are kept from the second save on, so a single one without a manifest is a first save cut short.
+            self._set_aside(faults)
+        elif faults:
+            why = "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
+            raise CheckpointError(f"{self.directory}: no step is usable ({why}). Nothing was deleted.")
         return None
 
     def close(self) -> None:
@@ -110,8 +123,8 @@ class Checkpoints:
         arrays = ocp.StandardCheckpointer().restore(directory / "arrays", abstract_arrays)
         return Restored(arrays, read_host(directory), step)
 
-    def _set_aside(self, steps: list[int]) -> None:
-        for step in steps:
+    def _set_aside(self, faults: dict[int, str]) -> None:
+        for step, fault in faults.items():
             self.quarantine.mkdir(exist_ok=True)
             target = self.quarantine / str(step)
             for n in range(1, 1000):
@@ -119,6 +132,7 @@ class Checkpoints:
                     break
                 target = self.quarantine / f"{step}.{n}"
             shutil.move(self.directory / str(step), target)
+            self.notes.append(f"step {step} was moved to quarantine/: {fault}")
 
 
 def step_numbers(directory: Path) -> list[int]:
@@ -135,15 +149,16 @@ def write_manifest(directory: Path) -> None:
         for p in sorted(directory.rglob("*"))
         if p.is_file()
     }
-    temporary = directory / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"files": files}, indent=1))
-    temporary.rename(directory / MANIFEST)
+    write_json(directory / MANIFEST, {"files": files})
 
 
 def manifest_fault(directory: Path) -> str | None:
     """What is wrong with a step's files, in words, or None if all match the manifest."""
     try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
+        text = (directory / MANIFEST).read_text()
+        if not text.endswith("}\n"):
+            raise ValueError("cut short")
+        files = json.loads(text)["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError:
         return "it has no manifest, so its save was cut short"

@@ -1,4 +1,4 @@
-"""`curves.png`: loss and bpb, learning rate, cutoff and gradient norm over steps, raises marked."""
+"""`curves.png`: losses in bits per byte, learning rate, cutoff and gradient norm over steps, raises marked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,9 @@ from fftlm_jax.training.metrics import Record
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
-_TRAIN, _EVAL, _RAISE = "#4477aa", "#cc3311", "#999933"
+_TRAIN, _CHUNK, _EVAL, _RAISE = "#4477aa", "#228833", "#cc3311", "#999933"
 _SMOOTHING_WINDOWS = 100  # The loss line is smoothed over a hundredth of the run.
 
 
@@ -23,7 +24,7 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
     raises = [r for r in records if r.get("event") == "cutoff_raised"]
     figure, axes = plt.subplots(4, 1, figsize=(9, 10), sharex=True, height_ratios=(3, 1.3, 1, 1.3))
     steps = np.array([r["step"] for r in train])
-    _draw_loss(axes[0], steps, np.array([r["loss"] for r in train]), evals)
+    _draw_losses(axes[0], train, evals)
     axes[1].plot(steps, [r["lr"] for r in train], color=_TRAIN)
     axes[1].set_ylabel("learning rate")
     axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -33,8 +34,9 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
     axes[3].plot(steps, [r["grad_norm"] for r in train], color=_TRAIN, linewidth=0.6)
     axes[3].set_ylabel("gradient norm\n(before clipping)")
     axes[3].set_yscale("log")
-    for formatter in (axes[3].yaxis.set_major_formatter, axes[3].yaxis.set_minor_formatter):
-        formatter(lambda value, _: f"{value:g}")
+    axes[3].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[3].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[3].yaxis.set_minor_locator(NullLocator())
     axes[3].set_xlabel("step")
     for axis in axes:
         axis.grid(alpha=0.25)
@@ -60,19 +62,28 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
     temporary.rename(file)
 
 
-def _draw_loss(axis: Axes, steps: np.ndarray, loss: np.ndarray, evals: Sequence[Record]) -> None:
-    width = max(1, len(loss) // _SMOOTHING_WINDOWS)
-    axis.plot(steps, loss, color=_TRAIN, alpha=0.25, linewidth=0.6)
-    if len(loss) >= width:
-        smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-        axis.plot(steps[width - 1 :], smooth, color=_TRAIN, label="training loss (nats)")
-    axis.plot([r["step"] for r in evals], [r["bpb"] for r in evals], "o-", color=_EVAL, ms=4, label="held-out bpb")
+def _draw_losses(axis: Axes, train: Sequence[Record], evals: Sequence[Record]) -> None:
+    """Training and held-out losses on one scale: bits per byte, whatever the objective adds up."""
+    steps = [r["step"] for r in train]
+    is_chunk = bool(train) and "chunk_loss" in train[0]
+    lines = [("training, next byte", [r.get("next_byte_loss", r["loss"]) for r in train], _TRAIN)]
+    if is_chunk:
+        lines.append(("training, chunk", [r["chunk_loss"] for r in train], _CHUNK))
+    shown = [value for r in evals for name, value in r.items() if name.endswith("bpb")]
+    for label, nats, color in lines:
+        bits = np.array(nats) / np.log(2)
+        width = max(1, len(bits) // _SMOOTHING_WINDOWS)
+        axis.plot(steps, bits, color=color, alpha=0.25, linewidth=0.6)
+        if len(bits):
+            smooth = np.convolve(bits, np.ones(width) / width, mode="valid")
+            axis.plot(steps[width - 1 :], smooth, color=color, label=label)
+        # The first steps fall from the loss of a uniform guess and would flatten everything after them.
+        shown += bits[len(bits) // 50 :].tolist()
+    axis.plot([r["step"] for r in evals], [r["bpb"] for r in evals], "o-", color=_EVAL, ms=4, label="held out, bpb")
     if evals and "chunk_bpb" in evals[-1]:
         points = [r["chunk_bpb"] for r in evals]
-        axis.plot([r["step"] for r in evals], points, "s--", color=_EVAL, ms=3, label="held-out chunk bpb")
-    if len(loss):
-        # The first steps fall from the loss of a uniform guess and would flatten everything after them.
-        shown = [*loss[len(loss) // 50 :], *(r["bpb"] for r in evals)]
-        axis.set_ylim(min(shown) - 0.1, np.percentile(shown, 99.5) + 0.3)
-    axis.set_ylabel("loss (nats) / bits per byte")
-    axis.legend(loc="upper right")
+        axis.plot([r["step"] for r in evals], points, "s--", color=_EVAL, ms=3, label="held out, chunk bpb")
+    if shown:
+        axis.set_ylim(min(shown) - 0.1, max(np.percentile(shown, 99.5), *(r["bpb"] for r in evals), 0) + 0.3)
+    axis.set_ylabel("bits per byte")
+    axis.legend(loc="lower left")

@@ -9,7 +9,6 @@ from fftlm_jax.config import to_dict
 from fftlm_jax.model import build
 from fftlm_jax.optim import label_params, path_string
 from fftlm_jax.training import setup
-from fftlm_jax.training.loop import config_of, load_run_corpus
 
 
 def dry_run(values: Mapping[str, Any]) -> None:
@@ -18,8 +17,8 @@ def dry_run(values: Mapping[str, Any]) -> None:
     Raises:
         RunError: whatever would stop a real run before its first step.
     """
-    config = config_of(values)
-    corpus = load_run_corpus(config)
+    config = setup.config_of(values)
+    corpus = setup.load_run_corpus(config)
     for section, keys in to_dict(config).items():
         print(f"{section}: {keys}")
     print(f"\n{corpus.description}")

@@ -1,4 +1,4 @@
-"""Bits per byte on held-out text, each byte scored once. (DESIGN 2, 3.3.)"""
+"""Bits per byte on held-out text, each byte scored once."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -22,10 +22,10 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Eva
     Returns:
         `evaluate(params, batches)` -> `bpb` (bits per byte of head 0), `loss` (the training objective, nats) and,
         where the objective trains the chunk head, `chunk_bpb`. Under the `signal` method only the last position of
-        each window is scored, since all others saw their future.
+        each window is scored, since all others see their future.
     """
     is_chunk = config.objective.name == "chunk"
-    last_only = low_pass.method == "signal" and not low_pass.is_full
+    last_only = low_pass.method == "signal"  # At every cutoff, or bpb would change its meaning at the last raise.
 
     @jax.jit
     def totals(params: Params, windows_BW: jax.Array, valid_B: jax.Array) -> jax.Array:

@@ -5,6 +5,8 @@ the next one, so that it never keeps the device waiting; before every check, eva
 decision depends on timing.
 """
 
+import math
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,22 +15,21 @@ from typing import Any
 
 import jax
 
-from fftlm_jax.config import Config, read_config, to_dict
+from fftlm_jax.config import Config, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Raise, answer_to_raise
-from fftlm_jax.data import Corpus, Prefetcher, TrainingWindows, evaluation_batches, load_corpus
-from fftlm_jax.errors import Interrupted
-from fftlm_jax.generation import Decoder, SamplingConfig
+from fftlm_jax.data import Prefetcher, TrainingWindows
+from fftlm_jax.errors import CheckpointError, Interrupted
 from fftlm_jax.model import build
 from fftlm_jax.optim import sawtooth_learning_rate
 from fftlm_jax.training import setup
 from fftlm_jax.training.checkpoint import Checkpoints, Restored
-from fftlm_jax.training.evaluation import Evaluate, make_evaluate
+from fftlm_jax.training.held_out import HeldOut
 from fftlm_jax.training.interrupts import Interrupts
+from fftlm_jax.training.profiler import ProfilerWindow
 from fftlm_jax.training.recorder import Recorder
-from fftlm_jax.training.resume import changes_on_resume, require_same_corpus
-from fftlm_jax.training.run_directory import RunDirectory, move_aside
+from fftlm_jax.training.resume import changes_of, refuse_changes, require_same_corpus
+from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.step import StepMetrics, TrainState, events
-from fftlm_jax.training.warm_start import source_architecture
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -46,114 +47,140 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
     Raises:
         RunError: any of its kinds, see `fftlm_jax.errors`.
     """
-    config = config_of(values)
     with ExitStack() as stack:
-        return TrainingRun(config, workdir, overwrite, stack).train()
+        # First of all: a KeyboardInterrupt in the middle of a compilation takes the interpreter down with it.
+        interrupts = stack.enter_context(Interrupts())
+        return _run(values, RunDirectory(workdir), overwrite, interrupts, stack)
 
 
-def config_of(values: Mapping[str, Any]) -> Config:
-    """Validates a config; with `init.checkpoint`, the architecture is the one of the run it names."""
-    config = read_config(values)
-    if not config.init.checkpoint:
-        return config
-    merged = to_dict(config)
-    merged["model"].update(source_architecture(config.init.checkpoint))
-    return read_config(merged)
-
-
-def load_run_corpus(config: Config) -> Corpus:
-    """The corpus of a config, checked to hold at least one window on either side."""
-    data, model = config.data, config.model
-    return load_corpus(data.source, data.path, data.held_out, window=model.seq_len + model.chunk)
+def _run(
+    values: Mapping[str, Any], directory: RunDirectory, overwrite: bool, interrupts: Interrupts, stack: ExitStack
+) -> dict[str, Any]:
+    begun = directory.read_config() if directory.has_config and not overwrite else None
+    config = setup.config_of(values, begun)
+    run = TrainingRun(config, directory, overwrite, interrupts, stack)
+    if run.first_step >= config.total_steps:
+        print(f"already finished: {run.first_step} steps are done, in {directory.root}")
+        return run.result()
+    run.open_for_writing(stack)
+    return run.train()
 
 
 class TrainingRun:
-    """One run under way: its parts, its state, and one method per thing that happens to it."""
+    """One run under way: its parts, its state, and one method per thing that happens to it.
 
-    def __init__(self, config: Config, workdir: str | Path, overwrite: bool, stack: ExitStack) -> None:
-        self.config = config
-        self.directory = RunDirectory(workdir)
-        changes: dict[str, tuple[Any, Any]] = {}
+    Building one checks everything, locks the run directory and restores the newest checkpoint, but changes nothing that
+    a run left on disk; `open_for_writing` does.
+    """
+
+    def __init__(
+        self, config: Config, directory: RunDirectory, overwrite: bool, interrupts: Interrupts, stack: ExitStack
+    ) -> None:
+        self.config, self.directory, self.interrupts = config, directory, interrupts
         if not overwrite:
-            self.directory.require_usable(config.resume.mode)
-            if self.directory.has_config:
-                changes = changes_on_resume(self.directory.read_config(), config)
-        self.corpus = load_run_corpus(config)
-        model = config.model
+            directory.require_usable(config.resume.mode)
+            if directory.has_config:
+                refuse_changes(directory.read_config(), config)
+        self.corpus = setup.load_run_corpus(config)
+        model, keep = config.model, config.checkpoint
         self.windows = TrainingWindows(self.corpus.train, model.seq_len, model.chunk, config.seed)
-        moved = move_aside(workdir) if overwrite else None
-        self.directory.acquire()
-        stack.callback(self.directory.release)
+        self.moved_to = directory.move_aside() if overwrite else None
+        directory.acquire()
+        stack.callback(directory.release)
 
         self.tx = setup.build_optimizer_of(config)
         self.graph, _ = build(config.model)
         self.controller: Controller = setup.build_controller(config)
-        keep = config.checkpoint
-        self.checkpoints = Checkpoints(self.directory.checkpoints, keep.keep_last, keep.keep_best)
+        self.checkpoints = Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)
         stack.callback(self.checkpoints.close)
         self.scores: dict[str, float] = {}  # Of the last evaluation.
+        self.best_bpb = math.inf
+        self.train_loss = math.nan
         self.epoch_loss = [0.0, 0]  # Sum and count of the losses of the epoch under way.
         self.elapsed = 0.0  # Seconds that earlier processes gave to this run.
         self.train_seconds = 0.0  # Seconds of training steps alone: no compiling, evaluating or saving.
-        restored = self.checkpoints.restore(setup.abstract_state(config, self.tx))
-        self.state, self.first_step = self._first_state(restored)
-
-        self.directory.write_config(to_dict(config))
-        self.directory.write_env()
-        resumed_at = restored.step if restored else None
-        self.recorder = Recorder(config, self.directory, restored.host["metrics_bytes"] if restored else 0, resumed_at)
-        stack.callback(self.recorder.close)
-        self.compiler = stack.enter_context(setup.build_compiler(config, self.graph, self.tx))
-        self.interrupts = stack.enter_context(Interrupts())
-        self.pending: tuple[int, StepMetrics, jax.Array, Raise | None] | None = None
+        self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx))
+        self.first_step = self.restored.step if self.restored else 0
+        self.state = self._restored_state(self.restored) if self.restored else self._fresh_state()
         self.lr = float(sawtooth_learning_rate(self.state.opt_state))
-        self.train_loss = float("nan")
-        self.evaluators: dict[Any, tuple[Evaluate, Decoder]] = {}
+        self.pending: tuple[int, StepMetrics, Raise | None] | None = None
+        self.held_out = HeldOut(config, self.graph, self.corpus.held_out)
         self.started = self.lap = time.perf_counter()
-        if moved:
-            self.recorder.console.say(f"the old run was moved to {moved.name}")
-        self.recorder.started(self.corpus, self.state.params, resumed_at, self.controller.cutoff)
-        self.recorder.config_changed(self.first_step, changes)
+
+    def open_for_writing(self, stack: ExitStack) -> None:
+        """Brings the run directory to the state of the first step, and opens the logs and the compiler."""
+        host = self.restored.host if self.restored else {"metrics_bytes": 0, "samples_bytes": 0}
+        self.directory.write_config(to_dict(self.config))
+        environment_changes = self.directory.write_env()
+        sizes = (host["metrics_bytes"], host["samples_bytes"])
+        self.recorder = Recorder(self.config, self.directory, sizes, self.first_step)
+        stack.callback(self.recorder.close)
+        self.compiler = stack.enter_context(setup.build_compiler(self.config, self.graph, self.tx))
+        if self.moved_to:
+            self.recorder.console.say(f"the old run was moved to {self.moved_to.name}")
+        for note in self.checkpoints.notes:
+            self.recorder.console.say(note)
+        self.recorder.started(self.corpus, self.state.params, self.restored is not None, self.controller.cutoff)
+        if self.restored:
+            self.recorder.changed("config_changed", self.first_step, changes_of(host["config"], self.config))
+            self.recorder.changed("environment_changed", self.first_step, environment_changes)
 
     def train(self) -> dict[str, Any]:
         """The loop."""
         config, total = self.config, self.config.total_steps
-        if self.first_step >= total:
-            self.recorder.console.say(f"already finished: {total} steps are done, in {self.directory.root}")
-            return self._result(total)
         with ExitStack() as stack:
             batches = Prefetcher(self._batch, self.first_step)
             stack.callback(batches.close)
-            self.recorder.console.start_progress(self.first_step, total)
+            profiler = stack.enter_context(ProfilerWindow(config.profile, self.directory.profile))
             self._compile(self.first_step)
+            if self.interrupts.requested:
+                raise Interrupted("stopped before the first step; nothing was lost", self.interrupts.requested)
+            self.recorder.console.start_progress(self.first_step, total)
             for step in range(self.first_step, total):
                 raised = self._raise_if_due(step)
-                self._profile(step)
+                profiler.before(step, self.state)
                 self._dispatch(step, batches.next(), raised)
                 done = step + 1
-                is_last = done == total
-                if is_last or done % config.eval.every == 0:
-                    self._evaluate(done)
+                stop, is_last = self.interrupts.requested, done == total
+                evaluated = is_last or done % config.eval.every == 0
+                is_best = self._evaluate(done) if evaluated else False
                 if done % config.train.steps_per_epoch == 0:
                     self._end_epoch(done)
-                if is_last or done % config.checkpoint.every == 0 or self.interrupts.requested:
-                    self._save(done)
-                if self.interrupts.requested and not is_last:
-                    raise self._interrupted(done)
+                if is_last or is_best or stop or done % config.checkpoint.every == 0:
+                    self._save(done, self.scores["bpb"] if evaluated else None)
+                if stop and not is_last:
+                    raise self._interrupted(done, stop)
         self.recorder.finished(total, self.scores, self._seconds())
-        return self._result(total)
+        return self.result()
 
-    def _first_state(self, restored: Restored | None) -> tuple[TrainState, int]:
-        if restored is None:
-            return setup.first_state(self.config, self.controller, self.tx), 0
-        require_same_corpus(restored.host["corpus"], self.corpus.fingerprint, self.config)
+    def result(self) -> dict[str, Any]:
+        """The final numbers that `run` returns."""
+        return {
+            "step": self.first_step if self.first_step >= self.config.total_steps else self.config.total_steps,
+            **self.scores,
+            "train_loss": self.train_loss,
+            "cutoff": self.controller.cutoff,
+            "raises": len(self.controller.raises),
+            "seconds": self._seconds(),
+            "train_seconds": self.train_seconds,
+        }
+
+    def _fresh_state(self) -> TrainState:
+        if self.config.resume.mode == "must":
+            raise CheckpointError(
+                f"resume.mode=must: {self.directory.root} holds no whole checkpoint; drop the option to start over."
+            )
+        return setup.first_state(self.config, self.controller, self.tx)
+
+    def _restored_state(self, restored: Restored) -> TrainState:
+        host = restored.host
+        require_same_corpus(host["corpus"], self.corpus.fingerprint, self.config)
         self.controller.cutoff = 1  # The saved cutoff is the run's, whatever the config's initial one is by now.
-        self.controller.load_state_dict(restored.host["controller"])
-        self.scores = restored.host["scores"]
-        self.epoch_loss = restored.host["epoch_loss"]
-        self.elapsed = restored.host["elapsed"]
-        self.train_seconds = restored.host["train_seconds"]
-        return restored.arrays, restored.step
+        self.controller.load_state_dict(host["controller"])
+        self.scores, self.train_loss = host["scores"], host["train_loss"]
+        self.best_bpb = math.inf if host["best_bpb"] is None else host["best_bpb"]
+        self.epoch_loss, self.elapsed, self.train_seconds = host["epoch_loss"], host["elapsed"], host["train_seconds"]
+        return restored.arrays
 
     def _batch(self, step: int) -> Any:
         return self.windows.batch(step, self.config.train.accum_steps, self.config.train.batch_size)
@@ -186,54 +213,42 @@ class TrainingRun:
         lr = self.config.lr
         answer = answer_to_raise(lr.restart, lr.factor, raised.old, raised.new) if raised else Answer()
         self.state, metrics = self.run_step(self.state, windows, *events(answer))
-        # The state is donated to the next step, so what is read later is copied out of it now.
-        pending = (step + 1, metrics, sawtooth_learning_rate(self.state.opt_state) + 0, raised)
         self._settle()
-        self.pending = pending
+        self.pending = (step + 1, metrics, raised)
 
     def _settle(self) -> None:
         """Reads and records the metrics of the step that is still pending, if any."""
         if self.pending is None:
             return
-        done, device_metrics, lr, raised = self.pending
+        done, metrics, raised = self.pending
         self.pending = None
-        metrics, lr = jax.device_get((device_metrics, lr))
+        metrics = jax.device_get(metrics)
         now = time.perf_counter()
         seconds, self.lap = now - self.lap, now
         self.train_seconds += seconds
+        lr_before, self.lr = self.lr, float(metrics.learning_rate)
+        if raised:
+            self.recorder.raised(raised, lr_before, self.lr)
         if not metrics.finite:
             count = self.config.train.accum_steps * self.config.train.batch_size
             offsets = self.windows.offsets((done - 1) * count, count).tolist()
-            raise self.recorder.nonfinite(done, metrics, self.lr, self.controller.cutoff, offsets)
-        lr_before, self.lr, self.train_loss = self.lr, float(lr), float(metrics.loss)
-        if raised:
-            self.recorder.raised(raised, lr_before, self.lr)
+            raise self.recorder.nonfinite(done, metrics, self.controller.cutoff, offsets)
+        self.train_loss = float(metrics.loss)
         self.controller.record(self.train_loss)
         self.epoch_loss = [self.epoch_loss[0] + self.train_loss, self.epoch_loss[1] + 1]
-        self.recorder.step(done, metrics, self.lr, self.controller.cutoff, seconds)
+        self.recorder.step(done, metrics, self.controller.cutoff, seconds)
 
-    def _evaluate(self, done: int) -> None:
-        """Scores the held-out part, draws the curves and writes a sample."""
+    def _evaluate(self, done: int) -> bool:
+        """Scores the held-out part, draws the curves and writes a sample; returns whether this step is the best yet."""
         self._settle()
-        evaluate, decoder = self._evaluator()
-        model, s = self.config.model, self.config.sample
-        held_out = self.corpus.held_out[: self.config.eval.max_bytes or None]
-        batches = evaluation_batches(held_out, model.seq_len, model.chunk, self.config.eval.batch_size)
-        self.scores = {name: round(value, 6) for name, value in evaluate(self.state.params, batches).items()}
-        sample = b""
-        if s.bytes:
-            sampling = SamplingConfig(s.temperature, s.top_k, s.top_p, s.repetition_penalty)
-            sample = decoder.generate(self.state.params, s.prompt.encode(), s.bytes, sampling, self.config.seed)
-        self.recorder.evaluated(done, self.scores, self.controller.cutoff, self.train_seconds, sample)
+        cutoff = self.controller.cutoff
+        self.scores = self.held_out.scores(self.state.params, cutoff)
+        sample = self.held_out.sample(self.state.params, cutoff)
+        self.recorder.evaluated(done, self.scores, cutoff, self.train_seconds, sample)
         self.lap = time.perf_counter()
-
-    def _evaluator(self) -> tuple[Evaluate, Decoder]:
-        low_pass = setup.evaluation_low_pass(self.config, self.controller.cutoff)
-        key = low_pass.mask_key(self.config.model.kernel_len)
-        if key not in self.evaluators:
-            evaluate = make_evaluate(self.config, self.graph, low_pass)
-            self.evaluators[key] = evaluate, Decoder(self.config.model, self.graph, low_pass)
-        return self.evaluators[key]
+        is_best = self.scores["bpb"] < self.best_bpb
+        self.best_bpb = min(self.best_bpb, self.scores["bpb"])
+        return is_best
 
     def _end_epoch(self, done: int) -> None:
         self._settle()
@@ -242,47 +257,31 @@ class TrainingRun:
         average = total / max(count, 1)
         self.recorder.epoch_ended(done, average, self.scores, self.controller.cutoff, self.lr, self._seconds())
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, bpb: float | None) -> None:
+        """Saves step `done`, ranked by `bpb` if it was just evaluated."""
         self._settle()
+        metrics_bytes, samples_bytes = self.recorder.flush()
         host = {
+            "config": to_dict(self.config),
             "controller": self.controller.state_dict(),
             "corpus": self.corpus.fingerprint,
             "scores": self.scores,
+            "best_bpb": self.best_bpb if math.isfinite(self.best_bpb) else None,  # JSON has no infinity.
+            "train_loss": self.train_loss,
             "epoch_loss": self.epoch_loss,
             "elapsed": self._seconds(),
             "train_seconds": self.train_seconds,
-            "metrics_bytes": self.recorder.log.flush(),
+            "metrics_bytes": metrics_bytes,
+            "samples_bytes": samples_bytes,
         }
-        evaluated_now = done == self.config.total_steps or done % self.config.eval.every == 0
-        self.checkpoints.save(done, self.state, host, self.scores["bpb"] if evaluated_now else None)
+        self.checkpoints.save(done, self.state, host, bpb)
         self.recorder.saved(done)
         self.lap = time.perf_counter()
 
-    def _interrupted(self, done: int) -> Interrupted:
-        number = self.interrupts.requested or 0
-        return Interrupted(
-            f"stopped by signal {number}: step {done} is saved; run the same command to go on from there", number
-        )
-
-    def _profile(self, step: int) -> None:
-        """Starts and stops the profiler at the borders of its window of steps."""
-        p = self.config.profile
-        if p.steps and step == p.start:
-            jax.profiler.start_trace(str(self.directory.profile))
-        elif p.steps and step == p.start + p.steps:
-            jax.block_until_ready(self.state)
-            jax.profiler.stop_trace()
+    def _interrupted(self, done: int, number: int) -> Interrupted:
+        name = signal.Signals(number).name
+        self.recorder.interrupted(done, name)
+        return Interrupted(f"stopped by {name}: step {done} is saved; run the same command to go on from there", number)
 
     def _seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.started
-
-    def _result(self, total: int) -> dict[str, Any]:
-        return {
-            "step": total,
-            **self.scores,
-            "train_loss": self.train_loss,
-            "cutoff": self.controller.cutoff,
-            "raises": len(self.controller.raises),
-            "seconds": self._seconds(),
-            "train_seconds": self.train_seconds,
-        }

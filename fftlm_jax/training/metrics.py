@@ -1,12 +1,16 @@
 """`metrics.jsonl` and TensorBoard: one record per step, evaluation and event, written once and in order."""
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from fftlm_jax.errors import SaveError
 
 Record = dict[str, Any]
 
@@ -17,21 +21,26 @@ class MetricsLog:
     Args:
         file: path of `metrics.jsonl`.
         tensorboard: folder of the event files.
-        size: bytes of `file` to keep, for a resumed run; what came after belongs to steps that will be done again.
-        step: the resumed step; TensorBoard purges what it has from there on. None for a fresh run.
+        size: bytes of `file` to keep, for a resumed run. What came after belongs to steps that will be done again; of
+            it only what stays true is kept: failures, and that `step` was saved.
+        step: the step that training goes on from; TensorBoard forgets what it has of later ones.
     """
 
-    def __init__(self, file: Path, tensorboard: Path, size: int = 0, step: int | None = None) -> None:
+    def __init__(self, file: Path, tensorboard: Path, size: int = 0, step: int = 0) -> None:
+        lasting: list[Record] = []
         if file.exists() and file.stat().st_size > size:
+            lasting = [r for r in read_metrics(file, size) if _outlives_resume(r, step)]
             os.truncate(file, size)
         self._file = file.open("a", encoding="utf-8")
-        # A purge step of 0 would be read as "none", and nothing was logged before step 1.
-        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=None if step is None else step + 1)
+        for record in lasting:
+            self._file.write(json.dumps(record) + "\n")
+        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=step + 1 if tensorboard.exists() else None)
 
     def write(self, kind: str, step: int, **values: Any) -> Record:
         """Writes one record; `step` counts updates done. Non-finite numbers become null, with `"nonfinite": true`."""
         record = finite_record({"kind": kind, "step": step, **values})
-        self._file.write(json.dumps(record) + "\n")
+        with _as_save_error(self._file.name):
+            self._file.write(json.dumps(record) + "\n")
         return record
 
     def scalars(self, prefix: str, step: int, **values: float) -> None:
@@ -45,9 +54,10 @@ class MetricsLog:
 
     def flush(self) -> int:
         """Brings everything to disk; returns the size of `metrics.jsonl` in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._tensorboard.flush()
+        with _as_save_error(self._file.name):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._tensorboard.flush()
         return self._file.tell()
 
     def close(self) -> None:
@@ -56,16 +66,29 @@ class MetricsLog:
         self._tensorboard.close()
 
 
+def _outlives_resume(record: Record, step: int) -> bool:
+    event = record.get("event")
+    return event == "nonfinite" or (event == "checkpoint_saved" and record["step"] <= step)
+
+
+@contextlib.contextmanager
+def _as_save_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(f"{name} cannot be written ({error.strerror}).") from error
+
+
 def finite_record(record: Record) -> Record:
     """JSON has no NaN: replaces non-finite numbers by null and says so."""
     bad = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
     return {**record, **dict.fromkeys(bad), "nonfinite": True} if bad else record
 
 
-def read_metrics(file: Path) -> list[Record]:
-    """All whole records of a `metrics.jsonl`, in order; a last line cut short by a crash is left out."""
+def read_metrics(file: Path, start: int = 0) -> list[Record]:
+    """All whole records of a `metrics.jsonl` from byte `start` on; a last line cut short by a crash is left out."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_bytes()[start:].decode("utf-8", errors="replace").splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:

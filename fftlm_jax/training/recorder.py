@@ -1,5 +1,6 @@
 """What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,45 +20,60 @@ _RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
 
 
 class Recorder:
-    """The voice of one run. `size` and `resumed_at` continue an earlier process's metrics (see `MetricsLog`)."""
+    """The voice of one run.
 
-    def __init__(self, config: Config, directory: RunDirectory, size: int, resumed_at: int | None) -> None:
+    Args:
+        config, directory: of the run.
+        sizes: bytes of `metrics.jsonl` and `samples.txt` that belong to the first step; the rest is cut off.
+        first_step: the step that training goes on from.
+    """
+
+    def __init__(self, config: Config, directory: RunDirectory, sizes: tuple[int, int], first_step: int) -> None:
         self.config = config
         self.directory = directory
+        self.first_step = first_step
         self.console = Console(directory.log)
-        self.log = MetricsLog(directory.metrics, directory.tensorboard, size, resumed_at)
+        self.log = MetricsLog(directory.metrics, directory.tensorboard, sizes[0], first_step)
+        if directory.samples.exists():
+            os.truncate(directory.samples, min(sizes[1], directory.samples.stat().st_size))
 
     def close(self) -> None:
         """Closes the log files and the progress bar."""
         self.console.close()
         self.log.close()
 
-    def started(self, corpus: Corpus, params: Any, resumed_at: int | None, cutoff: int) -> None:
+    def flush(self) -> tuple[int, int]:
+        """Brings the metrics to disk; returns the bytes of `metrics.jsonl` and of `samples.txt`."""
+        samples = self.directory.samples
+        return self.log.flush(), samples.stat().st_size if samples.exists() else 0
+
+    def started(self, corpus: Corpus, params: Any, resumed: bool, cutoff: int) -> None:
         """The first lines of a run."""
         self.console.say(corpus.description)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
-        if resumed_at is not None:
-            self.console.say(f"resuming from step {resumed_at}, the newest whole checkpoint, at cutoff {cutoff}")
-            self.log.write("event", resumed_at, event="resumed", cutoff=cutoff)
+        if resumed:
+            self.console.say(f"resuming from step {self.first_step}, the newest whole checkpoint, at cutoff {cutoff}")
+            self.log.write("event", self.first_step, event="resumed", cutoff=cutoff)
         elif self.config.init.checkpoint:
             self.console.say(f"weights from {self.config.init.checkpoint}, starting at cutoff {cutoff}")
 
-    def config_changed(self, step: int, changes: dict[str, tuple[Any, Any]]) -> None:
-        """Changes of a run's config that were made on request."""
+    def changed(self, event: str, step: int, changes: dict[str, tuple[Any, Any]]) -> None:
+        """What a resumed run does not share with its past: `config_changed` (on request) or `environment_changed`."""
         for name, (old, new) in changes.items():
-            self.console.say(f"changed on request: {name} {old!r} -> {new!r}")
-            self.log.write("event", step, event="config_changed", key=name, **{"from": old, "to": new})
+            self.console.say(f"{event.replace('_', ' ')}: {name} {old!r} -> {new!r}")
+            self.log.write("event", step, event=event, key=name, **{"from": old, "to": new})
 
     def compiled(self, step: int, cutoff: int, seconds: float, waited: float) -> None:
         """A step was made ready for a cutoff: how long its compilation took, and how long the run waited for it."""
         times = {"seconds": round(seconds, 3), "waited": round(waited, 3)}
         self.log.write("event", step, event="compiled", cutoff=cutoff, **times)
-        self.console.say(f"compiled the step for cutoff {cutoff} in {seconds:.1f}s (waited {waited:.1f}s)")
+        when = f"waited {waited:.1f}s for it" if waited > 0.1 else "ahead of time"
+        self.console.say(f"the step for cutoff {cutoff} is ready: compiled in {seconds:.1f}s, {when}")
 
-    def step(self, done: int, metrics: StepMetrics, lr: float, cutoff: int, seconds: float) -> None:
+    def step(self, done: int, metrics: StepMetrics, cutoff: int, seconds: float) -> None:
         """One training step."""
-        t, model = self.config.train, self.config.model
+        t, model, lr = self.config.train, self.config.model, float(metrics.learning_rate)
         values = {"loss": float(metrics.loss), "lr": lr, "cutoff": cutoff, "grad_norm": float(metrics.grad_norm)}
         if self.config.objective.name == "chunk":
             values |= {"next_byte_loss": float(metrics.next_byte_loss), "chunk_loss": float(metrics.chunk_loss)}
@@ -92,11 +108,9 @@ class Recorder:
         self.console.say(f"🚀 {line}")
         self.log.text("raise", raised.step, line)
 
-    def nonfinite(
-        self, done: int, metrics: StepMetrics, lr: float, cutoff: int, offsets: Sequence[int]
-    ) -> NonFiniteError:
+    def nonfinite(self, done: int, metrics: StepMetrics, cutoff: int, offsets: Sequence[int]) -> NonFiniteError:
         """Logs a step whose update was not made, and returns the error that ends the run."""
-        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        loss, grad_norm, lr = float(metrics.loss), float(metrics.grad_norm), float(metrics.learning_rate)
         facts = {"loss": loss, "grad_norm": grad_norm, "cutoff": cutoff, "lr": lr}
         self.log.write("event", done, event="nonfinite", **facts, offsets=list(offsets))
         self.log.flush()
@@ -139,11 +153,16 @@ class Recorder:
         """A checkpoint is whole on disk."""
         self.log.write("event", done, event="checkpoint_saved")
 
+    def interrupted(self, done: int, name: str) -> None:
+        """A signal ends the process; `done` is saved."""
+        self.log.write("event", done, event="interrupted", signal=name)
+        self.log.flush()
+
     def finished(self, total: int, scores: dict[str, float], seconds: float) -> None:
         """The last lines of a run."""
         self.log.write("event", total, event="finished", seconds=round(seconds, 1))
         self.log.flush()
-        self.console.say(f"finished {total} steps in {duration(seconds)}: {_words(scores)}")
+        self.console.say(f"finished {total} steps in {duration(seconds)}; held out: {_words(scores)} (loss in nats)")
         self.console.say(f"see {self.directory.curves} and {self.directory.samples}")
 
 

@@ -1,4 +1,4 @@
-"""What a resumed run may change. Everything else is refused, field by field. (DESIGN 3.7.)"""
+"""What a resumed run may change. Everything else is refused, field by field."""
 
 from typing import Any
 
@@ -6,22 +6,30 @@ from fftlm_jax.config import Config, differences, to_dict
 from fftlm_jax.errors import CheckpointError
 
 # How a run is watched, not what it computes. Where a corpus lies is free too: its fingerprint is what must agree.
-_FREE = ("eval.", "checkpoint.", "sample.", "profile.", "resume.", "train.log_every", "data.source", "data.path")
+_FREE = (
+    *("eval.every", "eval.batch_size", "checkpoint.", "sample.", "profile.", "resume.", "train.log_every"),
+    *("data.source", "data.path"),
+)
 # A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
 _NEVER = ("model.", "optim.name", "init.")
 _NEVER_EXCEPT = ("model.conv_method", "model.dropout")
 
 
-def changes_on_resume(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
-    """Changes of a run's config that `resume.allow` permits, as dotted key -> (old, new); free ones are left out.
+def changes_of(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """Differences from a saved config that change what a run computes, as dotted key -> (old, new)."""
+    return {name: pair for name, pair in differences(saved, to_dict(config)).items() if not name.startswith(_FREE)}
+
+
+def refuse_changes(saved: dict[str, Any], config: Config) -> None:
+    """Refuses every change of a run's config that `resume.allow` does not permit (by key or by section).
 
     Raises:
-        CheckpointError: with every difference that is not permitted, one a line.
+        CheckpointError: with every such difference, one a line.
     """
-    changed = {name: pair for name, pair in differences(saved, to_dict(config)).items() if not name.startswith(_FREE)}
-    refused = [name for name in changed if name not in config.resume.allow or _is_fixed(name)]
+    changed = changes_of(saved, config)
+    refused = [name for name in changed if not _is_allowed(name, config.resume.allow) or _is_fixed(name)]
     if not refused:
-        return changed
+        return
     lines = [f"  {name}: {changed[name][0]!r} -> {changed[name][1]!r}" for name in refused]
     on_request = [name for name in refused if not _is_fixed(name)]
     fix = "Use the run's own values, or another --workdir"
@@ -36,11 +44,15 @@ def require_same_corpus(saved: str, found: str, config: Config) -> None:
     Raises:
         CheckpointError: if they differ and `resume.allow` does not name `data`.
     """
-    if saved != found and "data" not in config.resume.allow:
+    if saved != found and not _is_allowed("data", config.resume.allow):
         raise CheckpointError(
             f"data: the corpus differs from the run's (fingerprint {saved[:12]} -> {found[:12]}). Bring the old bytes "
             "back, or permit the change with --config.resume.allow=data."
         )
+
+
+def _is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == entry or name.startswith(f"{entry}.") for entry in allowed)
 
 
 def _is_fixed(name: str) -> bool:

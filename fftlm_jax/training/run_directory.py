@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import jax
 
+from fftlm_jax.config import differences
 from fftlm_jax.errors import CheckpointError, InUseError, SaveError, UsageError
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -43,7 +44,7 @@ class RunDirectory:
         """
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"--workdir: {self.root} is a file; name a folder.")
-        entries = [p for p in self.root.iterdir() if p.name != "lock"] if self.root.exists() else []
+        entries = self._entries()
         if mode == "must" and not self.has_config:
             raise CheckpointError(
                 f"resume.mode=must: {self.root} holds no run to resume; drop the option to start one."
@@ -55,10 +56,31 @@ class RunDirectory:
         if entries and not self.has_config:
             raise UsageError(f"--workdir: {self.root} holds files but no run; name another folder or pass --overwrite.")
 
+    def _entries(self) -> list[Path]:
+        return [p for p in self.root.iterdir() if p.name != "lock"] if self.root.is_dir() else []
+
     @property
     def has_config(self) -> bool:
         """Whether a run was started here."""
         return self.config.is_file()
+
+    def move_aside(self) -> Path | None:
+        """Renames an existing run to the first free `<name>.1`, `<name>.2`, ...; returns where it went.
+
+        Raises:
+            UsageError: for anything but a run or an empty folder. InUseError: if a process works in it.
+        """
+        if not self.root.exists():
+            return None
+        if not self.root.is_dir() or (self._entries() and not self.has_config):
+            raise UsageError(f"--overwrite: {self.root} holds no run and will not be moved; name another --workdir.")
+        self.acquire()
+        n = 1
+        while (target := self.root.with_name(f"{self.root.name}.{n}")).exists():
+            n += 1
+        self.root.rename(target)
+        self.release()
+        return target
 
     def acquire(self) -> None:
         """Creates the folder, proves it writable and takes its lock, which the system frees when the process ends.
@@ -108,27 +130,36 @@ class RunDirectory:
         """Stores the config as JSON."""
         write_json(self.config, values)
 
-    def write_env(self) -> None:
-        """Stores versions, devices and XLA flags (they change bits); no paths, no host names."""
-        write_json(self.env, environment())
+    def write_env(self) -> dict[str, tuple[Any, Any]]:
+        """Stores versions, devices and XLA flags (they change bits); no paths, no host names.
 
-
-def move_aside(root: str | os.PathLike[str]) -> Path | None:
-    """Renames an existing folder to the first free `<name>.1`, `<name>.2`, ...; returns where it went."""
-    path = Path(root).resolve()
-    if not path.exists():
-        return None
-    n = 1
-    while (target := path.with_name(f"{path.name}.{n}")).exists():
-        n += 1
-    return path.rename(target)
+        Returns:
+            What differs from the environment of the process before, as name -> (old, new).
+        """
+        now = environment()
+        try:
+            before = json.loads(self.env.read_text())
+        except (OSError, ValueError):
+            before = now
+        write_json(self.env, now)
+        return differences(before, now)
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Writes JSON so that the file is complete or unchanged."""
+    """Writes JSON so that the file is complete or unchanged, also after a power cut.
+
+    Raises:
+        SaveError: if it cannot be written.
+    """
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.rename(file)
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(json.dumps(values, indent=2) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.rename(file)
+    except OSError as error:
+        raise SaveError(f"{file} cannot be written ({error.strerror}).") from None
 
 
 def environment() -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Builds the parts of a run from its config: model, optimizer, curriculum and the first state."""
+"""Builds the parts of a run: its config and corpus, optimizer, curriculum, first state and compiler."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,15 +9,39 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fftlm_jax.config import Config
+from fftlm_jax.config import Config, read_config, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Rule, resolve_ladder, starting_cutoff
 from fftlm_jax.cutoff import cutoff_in_bins, freq_bins
+from fftlm_jax.data import Corpus, load_corpus
 from fftlm_jax.model import build, init_params
 from fftlm_jax.optim import build_optimizer, stages_in_steps
 from fftlm_jax.spectral import LowPass, mask_spectrum
 from fftlm_jax.training.compiler import StepCompiler
 from fftlm_jax.training.step import TrainState, events, make_train_step
-from fftlm_jax.training.warm_start import coefficients_in_use, load_weights
+from fftlm_jax.training.warm_start import ARCHITECTURE, coefficients_in_use, load_weights, source_architecture
+
+
+def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> Config:
+    """Validates a config. With `init.checkpoint`, the architecture is that of the run it names.
+
+    Args:
+        values: config with every key.
+        begun: the config of the run that is resumed, if any: it took its architecture over when it began, and the run
+            it came from need not exist any more.
+    """
+    config = read_config(values)
+    if not config.init.checkpoint:
+        return config
+    merged = to_dict(config)
+    source = source_architecture(config.init.checkpoint) if begun is None else begun.get("model", {})
+    merged["model"].update({name: source[name] for name in ARCHITECTURE if name in source})
+    return read_config(merged)
+
+
+def load_run_corpus(config: Config) -> Corpus:
+    """The corpus of a config, checked to hold at least one window on either side."""
+    data, model = config.data, config.model
+    return load_corpus(data.source, data.path, data.held_out, window=model.seq_len + model.chunk)
 
 
 def build_optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
@@ -75,7 +100,7 @@ def first_state(config: Config, controller: Controller, tx: optax.GradientTransf
     """
     params = init_params(config.model, config.seed)
     if config.init.checkpoint:
-        params, saved_cutoff = load_weights(config.init.checkpoint, params)
+        params, saved_cutoff = load_weights(config.init.checkpoint, params, controller.rule.freq_bins)
         controller.cutoff = starting_cutoff(
             max(controller.cutoff, saved_cutoff or 0),
             controller.rule.ladder,

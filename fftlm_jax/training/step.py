@@ -1,4 +1,4 @@
-"""The training step: the only place where training is jitted. (DESIGN 3.2, 3.5.)
+"""The training step: the only place where training is jitted.
 
 A pure function of (state, windows, events). The cutoff is static and an explicit argument of the builder; everything
 that changes every step (data, the learning rate's events) is traced.
@@ -21,6 +21,7 @@ from fftlm_jax.config import Config
 from fftlm_jax.curriculum import Answer
 from fftlm_jax.model import Scores, score
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.optim import sawtooth_learning_rate
 from fftlm_jax.spectral import LowPass
 
 
@@ -34,12 +35,16 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step, in nats where they are losses. `grad_norm` is taken before clipping."""
+    """Scalars of one step, in nats where they are losses. `grad_norm` is taken before clipping.
+
+    `learning_rate` is the one that the step used, or would have used had it been finite.
+    """
 
     loss: jax.Array
     next_byte_loss: jax.Array
     chunk_loss: jax.Array
     grad_norm: jax.Array
+    learning_rate: jax.Array
     finite: jax.Array
 
 
@@ -114,6 +119,8 @@ def make_train_step(
         commit = finite & ~state.halted
         advanced = (optax.apply_updates(state.params, updates), opt_state, state.step + 1)
         kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state[:3])
-        return TrainState(*kept, halted=~commit), StepMetrics(loss, next_byte, chunk, grad_norm, commit)
+        return TrainState(*kept, halted=~commit), StepMetrics(
+            loss, next_byte, chunk, grad_norm, sawtooth_learning_rate(opt_state), commit
+        )
 
     return jax.jit(train_step, donate_argnums=0)

@@ -3,7 +3,8 @@
     python -m fftlm_jax.training.verify runs/quickstart
 
 The hash covers the arrays by path and the controller, not the files' bytes: two runs in the same state have the same
-hash wherever and whenever they were saved. Exit code 0 if every step is whole, 4 otherwise.
+hash wherever and whenever they were saved. Exit code 0 if every step is whole, 4 if
+one is not, 1 if there is none.
 """
 
 import hashlib
@@ -37,8 +38,8 @@ def verify(root: str | Path) -> int:
     checkpoints = Path(root).resolve() / "checkpoints"
     steps = step_numbers(checkpoints)
     if not steps:
-        print(f"{checkpoints}: holds no checkpoints; name a run directory.", file=sys.stderr)
-        return 4
+        print(f"UsageError: {checkpoints} holds no checkpoints; name a run directory.", file=sys.stderr)
+        return 1
     faults = {step: manifest_fault(checkpoints / str(step)) for step in steps}
     for step, fault in faults.items():
         print(f"step {step}: {fault or 'whole'}")

@@ -1,6 +1,7 @@
 """Starting a run from another run's weights (`init.checkpoint`): architecture, weights and the cutoff they need."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.errors import CheckpointError
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host, step_numbers
@@ -24,7 +26,9 @@ def checkpoint_step(checkpoint: str) -> Path:
     """
     path = Path(checkpoint).resolve()
     steps = (
-        [path] if path.name.isdigit() else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
+        [path]
+        if path.name.isdigit() and path.parent.name == "checkpoints"
+        else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
     )
     faults = {step: manifest_fault(step) for step in reversed(steps)}
     good = [step for step, fault in faults.items() if fault is None]
@@ -40,18 +44,25 @@ def source_architecture(checkpoint: str) -> dict[str, Any]:
     Raises:
         CheckpointError: if its config is missing, unreadable or has no such keys.
     """
+    model = _source_model(checkpoint)
+    return {name: model[name] for name in ARCHITECTURE}
+
+
+def _source_model(checkpoint: str) -> dict[str, Any]:
     file = checkpoint_step(checkpoint).parent.parent / "config.json"
     try:
         model = json.loads(file.read_text())["model"]
-        return {name: model[name] for name in ARCHITECTURE}
+        return {name: model[name] for name in (*ARCHITECTURE, "seq_len")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"init.checkpoint: {file} cannot be read ({error}); name a whole run directory."
         ) from None
 
 
-def load_weights(checkpoint: str, fresh: Params) -> tuple[Params, int | None]:
+def load_weights(checkpoint: str, fresh: Params, bins: int) -> tuple[Params, int | None]:
     """Weights of another run in the shapes of `fresh`, and the cutoff of its controller (None where it has none).
+
+    The cutoff is given in `bins`, the bins of the new run's windows, rounded up where they differ from the source's.
 
     Missing slices of the head keep their fresh values, and surplus ones are dropped, so that weights move between
     objectives.
@@ -68,7 +79,18 @@ def load_weights(checkpoint: str, fresh: Params) -> tuple[Params, int | None]:
         raise CheckpointError(f"init.checkpoint: {checkpoint} holds arrays of other shapes than this model's.")
     controller = read_host(step).get("controller")
     weights = jax.tree.map(lambda s, f: jnp.asarray(s, f.dtype), saved, fresh)
-    return weights, None if controller is None else int(controller["cutoff"])
+    return weights, None if controller is None else rescaled_cutoff(int(controller["cutoff"]), _bins(checkpoint), bins)
+
+
+def rescaled_cutoff(cutoff: int, old_bins: int, new_bins: int) -> int:
+    """A cutoff of windows with `old_bins` in bins of windows with `new_bins`; full stays full, nothing is lost."""
+    if cutoff >= old_bins:
+        return new_bins
+    return min(new_bins, math.ceil(cutoff * (new_bins - 1) / (old_bins - 1)))
+
+
+def _bins(checkpoint: str) -> int:
+    return freq_bins(_source_model(checkpoint)["seq_len"])
 
 
 def coefficients_in_use(params: Params) -> int:

@@ -165,6 +165,10 @@ def test_the_schedule_goes_by_epoch_and_never_down():
     assert drive(controller, [2.0] * 150) == []
 
 
+def test_the_schedule_is_checked_at_every_epoch_whatever_check_every_says():
+    assert drive(make_controller("schedule", check_every=33), [2.0] * 120) == [(40, 128, 256), (100, 256, 512)]
+
+
 def test_none_is_the_full_band_for_ever():
     controller = make_controller("none")
     assert drive(controller, [2.0] * 200) == [] and controller.cutoff == 513 and controller.upcoming_cutoff() is None

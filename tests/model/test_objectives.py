@@ -29,12 +29,22 @@ def score_windows(params, windows, **options):
 
 @pytest.mark.parametrize("length", (T + C, 3 * T + 5, 1000, 4 * T + 1, 2 * T))
 def test_over_a_text_every_byte_is_scored_exactly_once(params, length):
-    """Counted by their weights; that each weight sits on the right byte is the next test."""
+    """Counted by their weights; the next tests look at where each sits."""
     data = np.zeros(length, np.uint8)
     batches = list(evaluation_batches(data, T, C, batch_size=4))
     scored = [score_windows(params, b.windows, valid_B=jnp.asarray(b.valid)) for b in batches]
     assert sum(float(s.next_byte_weight_BT.sum()) for s in scored) == length - 1
     assert sum(float(s.chunk_weight_BNC.sum()) for s in scored) == length - C
+
+
+def test_padding_has_no_weight_and_all_else_has(params):
+    """T inputs and C bytes after them, of which the first `valid` are data: position t scores byte t + 1."""
+    valid = np.array([1, 2, T, T + 1, T + 3, T + C], np.int32)
+    s = score_windows(params, np.zeros((len(valid), T + C), np.uint8), valid_B=jnp.asarray(valid))
+    for row, count in enumerate(valid):
+        np.testing.assert_array_equal(s.next_byte_weight_BT[row], [float(t + 1 < count) for t in range(T)])
+        expected = [[float(C + n * C + c < count) for c in range(C)] for n in range(T // C)]
+        np.testing.assert_array_equal(s.chunk_weight_BNC[row], expected)
 
 
 def test_losses_equal_a_numpy_cross_entropy(params):

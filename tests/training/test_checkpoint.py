@@ -104,6 +104,8 @@ def test_a_place_that_cannot_be_written_is_a_save_error(tmp_path):
 
 def test_saving_an_older_step_is_no_silent_success(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="keep at least 2"):
+        Checkpoints(tmp_path / "checkpoints", keep_last=1)
     checkpoints.save(5, make_state(), HOST)
     with pytest.raises(SaveError):
         checkpoints.save(5, make_state(), HOST)

@@ -14,12 +14,16 @@ def test_records_are_written_in_order_and_truncated_on_resume(tmp_path):
     log = MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb")
     log.write("train", 1, loss=2.0)
     size = log.flush()
+    log.write("event", 1, event="checkpoint_saved")
     log.write("train", 2, loss=1.0)
+    log.write("event", 3, event="nonfinite", loss=float("inf"))
     log.close()
     resumed = MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb", size, step=1)
     resumed.write("train", 2, loss=1.5)
     resumed.close()
-    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "m.jsonl")] == [(1, 2.0), (2, 1.5)]
+    records = read_metrics(tmp_path / "m.jsonl")
+    assert [(r["step"], r["loss"]) for r in records if r["kind"] == "train"] == [(1, 2.0), (2, 1.5)]
+    assert [r["event"] for r in records if r["kind"] == "event"] == ["checkpoint_saved", "nonfinite"]
 
 
 def test_nonfinite_numbers_are_null_and_said_so(tmp_path):

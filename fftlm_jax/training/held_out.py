@@ -1,0 +1,43 @@
+"""What a run looks at now and then: its scores on held-out text, and what it writes."""
+
+import numpy as np
+from flax import nnx
+
+from fftlm_jax.config import Config
+from fftlm_jax.data import evaluation_batches
+from fftlm_jax.generation import Decoder, SamplingConfig
+from fftlm_jax.model.language_model import Params
+from fftlm_jax.training.evaluation import Evaluate, make_evaluate
+from fftlm_jax.training.setup import evaluation_low_pass
+
+
+class HeldOut:
+    """Evaluation and sampling of one run, compiled once per band limit that they need."""
+
+    def __init__(self, config: Config, graph: nnx.GraphDef, data: np.ndarray) -> None:
+        self._config = config
+        self._graph = graph
+        self._data = data[: config.eval.max_bytes or None]
+        self._compiled: dict[tuple[str, int], tuple[Evaluate, Decoder]] = {}
+
+    def scores(self, params: Params, cutoff: int) -> dict[str, float]:
+        """Scores of the held-out part (see `make_evaluate`), rounded to six digits."""
+        model = self._config.model
+        batches = evaluation_batches(self._data, model.seq_len, model.chunk, self._config.eval.batch_size)
+        return {name: round(value, 6) for name, value in self._at(cutoff)[0](params, batches).items()}
+
+    def sample(self, params: Params, cutoff: int) -> bytes:
+        """What the model writes after `sample.prompt`, without the prompt."""
+        s = self._config.sample
+        if not s.bytes:
+            return b""
+        sampling = SamplingConfig(s.temperature, s.top_k, s.top_p, s.repetition_penalty)
+        return self._at(cutoff)[1].generate(params, s.prompt.encode(), s.bytes, sampling, self._config.seed)
+
+    def _at(self, cutoff: int) -> tuple[Evaluate, Decoder]:
+        low_pass = evaluation_low_pass(self._config, cutoff)
+        key = low_pass.mask_key(self._config.model.kernel_len)
+        if key not in self._compiled:
+            evaluate = make_evaluate(self._config, self._graph, low_pass)
+            self._compiled[key] = evaluate, Decoder(self._config.model, self._graph, low_pass)
+        return self._compiled[key]
