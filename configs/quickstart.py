@@ -13,7 +13,7 @@ from configs import next_byte
 def get_config() -> ConfigDict:
     c = next_byte.get_config()
     c.model.update(seq_len=256, kernel_len=64, d_model=128, n_layers=4)
-    # The documents' ladder as fractions of Nyquist. The loss still falls by 2 to 4 % in 50 steps here, and the low rungs
+    # The documents' ladder as fractions of Nyquist. The loss still falls by 2 to 4 % in 50 steps here, and low rungs
     # should not eat a budget this small: a large threshold, checked often, over a window that rises above the noise.
     c.curriculum.update(ladder=(0.25, 0.5, "full"), min_epoch=1, window=100, check_every=50, threshold=0.035)
     # One stage: with the documents' borders at 2 and 5 epochs, a raise just before a border gets a stub of a tooth.
