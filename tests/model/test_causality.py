@@ -119,3 +119,21 @@ def test_the_loss_of_one_position_has_no_gradient_at_later_bytes(cutoff):
     gradient = np.abs(jax.jit(jax.grad(loss))(params["embed"]["embedding"])).max(axis=1)
     assert (gradient[91:] == 0).all()
     assert gradient[90] > 0
+
+
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_the_model_lets_no_nan_into_earlier_toeplitz_blocks(cutoff):
+    """One byte, at 130, has an embedding of NaN; logits before its block, which begins at 128, stay finite."""
+    config = model_config()
+    graph, _ = build(config)
+    params = init_params(config, 0)
+    embedding = params["embed"]["embedding"].at[255].set(jnp.nan)
+    tokens = jnp.zeros((1, SEQ_LEN), jnp.int32).at[0, 130].set(255)
+
+    @jax.jit
+    def logits(embedding):
+        model = nnx.merge(graph, {**params, "embed": {"embedding": embedding}})
+        return model.head.chunk(model(tokens, LowPass(cutoff, BINS)))
+
+    finite = np.isfinite(np.asarray(logits(embedding))).all(axis=(0, 2, 3))
+    assert finite[:128].all() and not finite[130:].any()
