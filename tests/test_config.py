@@ -94,7 +94,12 @@ def test_bfloat16_has_no_fft():
 
 
 def test_the_signal_method_is_legal_where_it_flatters_nothing():
-    read_config(tiny_values(curriculum__method="signal", objective__positions="last", objective__next_byte_weight=0.0))
+    harmless = {"objective__positions": "last", "objective__next_byte_weight": 0.0}
+    assert read_config(tiny_values(curriculum__method="signal", **harmless)).curriculum.method == "signal"
+    for key in harmless:
+        fewer = {name: value for name, value in harmless.items() if name != key}
+        with pytest.raises(ConfigError, match="sees the future"):
+            read_config(tiny_values(curriculum__method="signal", **fewer))
 
 
 def test_all_faults_come_at_once():

@@ -6,7 +6,7 @@ every byte but the first chunk's is scored exactly once.
 Shapes: B batch, T inputs, C chunk, N = T / C boundaries, D width, V byte values.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import chex
 import jax
@@ -14,8 +14,16 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from fftlm_jax.config import ObjectiveConfig
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
+
+Number = TypeVar("Number", float, jax.Array)
+
+
+def objective_value(objective: ObjectiveConfig, next_byte: Number, chunk: Number) -> Number:
+    """The objective in nats from the mean next-byte and chunk losses (the latter unused by `next_byte`)."""
+    return next_byte if objective.name == "next_byte" else chunk + objective.next_byte_weight * next_byte
 
 
 class Scores(NamedTuple):

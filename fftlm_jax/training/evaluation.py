@@ -9,7 +9,7 @@ from flax import nnx
 
 from fftlm_jax.config import Config
 from fftlm_jax.data import EvaluationBatch
-from fftlm_jax.model import score
+from fftlm_jax.model import objective_value, score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
 
@@ -48,12 +48,10 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Eva
         # Summed on the host in float64: a float32 sum over millions of bytes would lose digits.
         sums = [jax.device_get(totals(params, batch.windows, batch.valid)).astype(float) for batch in batches]
         next_byte, count, *chunk = sum(sums)
-        next_byte_loss = next_byte / count
-        result = {"bpb": next_byte_loss / math.log(2), "loss": next_byte_loss}
-        if is_chunk:
-            chunk_loss = chunk[0] / chunk[1]
-            result["chunk_bpb"] = chunk_loss / math.log(2)
-            result["loss"] = chunk_loss + config.objective.next_byte_weight * next_byte_loss
-        return {name: float(value) for name, value in result.items()}
+        next_byte_loss = float(next_byte / count)
+        chunk_loss = float(chunk[0] / chunk[1]) if is_chunk else 0.0
+        loss = objective_value(config.objective, next_byte_loss, chunk_loss)
+        result = {"bpb": next_byte_loss / math.log(2), "loss": loss}
+        return {**result, "chunk_bpb": chunk_loss / math.log(2)} if is_chunk else result
 
     return evaluate

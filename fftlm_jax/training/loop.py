@@ -156,7 +156,7 @@ class TrainingRun:
     def result(self) -> dict[str, Any]:
         """The final numbers that `run` returns."""
         return {
-            "step": self.first_step if self.first_step >= self.config.total_steps else self.config.total_steps,
+            "step": max(self.first_step, self.config.total_steps),
             **self.scores,
             "train_loss": self.train_loss,
             "cutoff": self.controller.cutoff,

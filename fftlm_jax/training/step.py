@@ -19,7 +19,7 @@ from flax import nnx
 
 from fftlm_jax.config import Config
 from fftlm_jax.curriculum import Answer
-from fftlm_jax.model import Scores, score
+from fftlm_jax.model import Scores, objective_value, score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.optim import sawtooth_learning_rate
 from fftlm_jax.spectral import LowPass
@@ -57,12 +57,10 @@ def events(answer: Answer) -> tuple[np.bool_, np.bool_, np.float32]:
 
 
 def objective_loss(config: Config, scores: Scores) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The objective in nats per byte, and (next-byte, chunk) losses; the chunk loss is 0 for `next_byte`."""
+    """The objective in nats, and its (next-byte, chunk) losses; the chunk loss is 0 where it was not scored."""
     next_byte = jnp.mean(scores.next_byte_BT)
-    if config.objective.name == "next_byte":
-        return next_byte, (next_byte, jnp.zeros(()))
-    chunk = jnp.mean(scores.chunk_BNC)
-    return chunk + config.objective.next_byte_weight * next_byte, (next_byte, chunk)
+    chunk = jnp.zeros(()) if scores.chunk_BNC is None else jnp.mean(scores.chunk_BNC)
+    return objective_value(config.objective, next_byte, chunk), (next_byte, chunk)
 
 
 def make_train_step(
@@ -76,7 +74,7 @@ def make_train_step(
     """
     is_chunk = config.objective.name == "chunk"
     last_only = is_chunk and config.objective.positions == "last"
-    dropout_seed = jax.random.key_data(jax.random.key(config.seed + 1)) if config.model.dropout else None
+    dropout_key = jax.random.key(config.seed + 1) if config.model.dropout else None
 
     def micro_loss(params: Params, windows_BW: jax.Array, key: jax.Array | None) -> tuple[jax.Array, tuple]:
         scores = score(
@@ -96,8 +94,8 @@ def make_train_step(
     ) -> tuple[TrainState, StepMetrics]:
         accum_steps = windows_ABW.shape[0]
         keys = None
-        if dropout_seed is not None:
-            keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(dropout_seed), state.step), accum_steps)
+        if dropout_key is not None:
+            keys = jax.random.split(jax.random.fold_in(dropout_key, state.step), accum_steps)
 
         def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
             windows_BW, key = inputs
