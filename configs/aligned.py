@@ -26,18 +26,24 @@ def get_config() -> ConfigDict:
     model.kernel_len = 128  # K: taps of a convolution kernel.
     model.d_model = 512  # D: width of the residual stream.
     model.n_layers = 6  # Blocks.
+    model.mixer = "convolution"  # What mixes time: convolution, or attention (rotary, causal; the baseline).
     model.conv_heads = 8  # H: kernels per layer; must divide d_model.
+    model.kernel_basis = "cosine"  # What a kernel's parameters are: its cosine spectrum, or its taps.
     model.projections = True  # False: the source's plain block, a convolution and its gain alone.
+    model.attention_heads = 8  # Of mixer "attention"; d_model over it must be even.
     model.ffn_mult = 2.0  # Hidden width of the feed-forward layer over d_model.
     model.chunk = 16  # C: bytes the head predicts at once; must divide seq_len. Head 0 is the next-byte head.
+    model.memory = "none"  # Spectral memory beside the blocks: none, aligned or polar (see model/memory.py).
+    model.memory_piece = 16  # Bytes whose spectrum the memory takes in at a time.
     model.conv_method = "auto"  # auto, toeplitz, fft or direct: equal to round-off.
     model.dropout = 0.0  # On both branches of every block.
     model.dtype = "float32"  # Of the matrix products; weights and losses are always float32. Or bfloat16.
 
     c.objective = objective = ConfigDict()
-    objective.name = "chunk"  # next_byte, or chunk: predict 16 bytes at each chunk boundary.
+    objective.name = "chunk"  # next_byte; chunk: 16 bytes at each chunk boundary; chunk_head: that on a trained model.
     objective.positions = "boundaries"  # Of the chunk loss: all boundaries, or the last one only (the original).
     objective.next_byte_weight = 1.0  # Weight of the next-byte loss beside the chunk loss.
+    objective.backbone = "trained"  # Of chunk_head: all is trained, or the head alone (frozen; needs init.checkpoint).
 
     c.curriculum = curriculum = ConfigDict()
     curriculum.rule = "plateau"  # plateau, schedule (by epoch) or none (full band from the start).
@@ -67,6 +73,7 @@ def get_config() -> ConfigDict:
     optim.eps = 1e-8  # Added to the root of the second moment.
     optim.weight_decay = 5e-4  # Decoupled, on matrices only.
     optim.clip = 1.0  # Global gradient norm.
+    optim.ema_decay = 0.0  # Of an average of the weights, per step, evaluated beside them (ema_bpb); 0 for none.
 
     c.train = train = ConfigDict()
     train.batch_size = 4  # Windows per micro-batch.

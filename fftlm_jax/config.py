@@ -54,10 +54,15 @@ class ModelConfig:
     kernel_len: int = key(at_least(1))
     d_model: int = key(at_least(1))
     n_layers: int = key(at_least(1))
+    mixer: str = key(one_of("convolution", "attention"))
     conv_heads: int = key(at_least(1))
+    kernel_basis: str = key(one_of("cosine", "taps"))
     projections: bool = key()
+    attention_heads: int = key(at_least(1))
     ffn_mult: float = key(above(0))
     chunk: int = key(at_least(1))
+    memory: str = key(one_of("none", "aligned", "polar"))
+    memory_piece: int = key(at_least(2))
     conv_method: str = key(one_of("auto", "direct", "fft", "toeplitz"))
     dropout: float = key(from_zero_below(1))
     dtype: str = key(one_of("float32", "bfloat16"))
@@ -65,9 +70,25 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    name: str = key(one_of("next_byte", "chunk"))
+    name: str = key(one_of("next_byte", "chunk", "chunk_head"))
     positions: str = key(one_of("boundaries", "last"))
     next_byte_weight: float = key(at_least(0))
+    backbone: str = key(one_of("trained", "frozen"))
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether the whole head is trained and scored, not the next-byte slice alone."""
+        return self.name != "next_byte"
+
+    @property
+    def is_last_only(self) -> bool:
+        """Whether only the last position of a window is trained on."""
+        return self.has_chunks and self.positions == "last"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the head alone is trained."""
+        return self.name == "chunk_head" and self.backbone == "frozen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +125,7 @@ class OptimConfig:
     eps: float = key(above(0))
     weight_decay: float = key(at_least(0))
     clip: float = key(above(0))
+    ema_decay: float = key(from_zero_below(1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,9 +22,11 @@ def faults_between_keys(sections: Mapping[str, Any]) -> list[str]:
     config = SimpleNamespace(**sections)
     rules = (
         (_model, ("model",)),
+        (_mixer, ("model", "curriculum")),
         (_curriculum, ("model", "curriculum")),
         (_stages, ("lr", "train")),
         (_objective, ("model", "objective", "curriculum")),
+        (_chunk_head, ("model", "objective", "init")),
         (_data, ("data",)),
         (_evaluation, ("model", "eval")),
         (_resume, ("resume",)),
@@ -41,12 +43,30 @@ def _model(config: Config) -> Iterator[str]:
     m = config.model
     if m.d_model % m.conv_heads:
         yield f"config.model.conv_heads: {m.conv_heads} heads do not divide d_model {m.d_model}; choose a divisor."
+    if m.d_model % (2 * m.attention_heads) and m.mixer == "attention":
+        yield (
+            f"config.model.attention_heads: {m.attention_heads} heads do not divide d_model {m.d_model} into even "
+            "widths, which rotary embeddings need; choose another number."
+        )
     if m.seq_len % m.chunk:
         yield f"config.model.chunk: {m.chunk} does not divide seq_len {m.seq_len}; choose a divisor."
+    if m.memory != "none" and m.memory_piece > m.seq_len:
+        yield f"config.model.memory_piece: {m.memory_piece} exceeds the window of {m.seq_len} bytes; lower it."
     if round(m.d_model * m.ffn_mult) < 1:
         yield f"config.model.ffn_mult: {m.ffn_mult} x d_model {m.d_model} leaves no hidden unit; raise it."
     if m.conv_method == "fft" and m.dtype == "bfloat16":
         yield "config.model.dtype: there is no FFT in bfloat16; use conv_method 'toeplitz' or dtype 'float32'."
+
+
+def _mixer(config: Config) -> Iterator[str]:
+    m, c = config.model, config.curriculum
+    if m.mixer == "attention" and c.rule != "none":
+        yield (
+            f"config.curriculum.rule: {c.rule!r} raises the cutoff of convolution kernels, and mixer 'attention' has "
+            "none; set it to 'none'."
+        )
+    if m.mixer == "attention" and not m.projections:
+        yield "config.model.projections: attention is made of projections; set it to True."
 
 
 def _curriculum(config: Config) -> Iterator[str]:
@@ -120,14 +140,25 @@ def _stages(config: Config) -> Iterator[str]:
 
 def _objective(config: Config) -> Iterator[str]:
     o, c = config.objective, config.curriculum
-    if o.name == "chunk" and config.model.chunk < 2:
-        yield "config.model.chunk: the chunk objective predicts chunks of at least 2 bytes; set chunk to 16."
-    if c.method == "signal" and (o.name, o.positions, o.next_byte_weight) != ("chunk", "last", 0.0):
+    if o.has_chunks and config.model.chunk < 2:
+        yield f"config.model.chunk: the objective {o.name} predicts chunks of at least 2 bytes; set chunk to 16."
+    if c.method == "signal" and not (o.is_last_only and o.next_byte_weight == 0):
         yield (
             "config.curriculum.method: 'signal' masks the spectrum of the padded signal and so sees the future inside "
             "the window; every loss scored inside the window would be flattered. Use 'cosine', or objective.name "
             "'chunk' with positions 'last' and next_byte_weight 0."
         )
+
+
+def _chunk_head(config: Config) -> Iterator[str]:
+    if not config.objective.is_frozen:
+        if config.objective.backbone == "frozen":
+            yield "config.objective.backbone: only objective.name 'chunk_head' can train the head alone; set 'trained'."
+        return
+    if not config.init.checkpoint:
+        yield "config.init.checkpoint: a frozen backbone must come from a trained run; name its directory."
+    if config.model.dropout:
+        yield "config.model.dropout: a frozen backbone is not regularised by dropout; set it to 0."
 
 
 def _data(config: Config) -> Iterator[str]:

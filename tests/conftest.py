@@ -1,22 +1,22 @@
-"""Settings of the whole suite: CPU, one compilation cache for the child processes."""
+"""Settings of the whole suite: CPU, and one compilation cache for all tests and their child processes."""
 
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
+CACHE = tempfile.mkdtemp(prefix="fftlm_jax_tests_")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import pytest
+# Most of the suite's time is compilation. Child processes of main.py run with its own flags (see tests/tiny.py).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-@pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables that let child processes share what one of them compiled."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compile_cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+def pytest_unconfigure() -> None:
+    shutil.rmtree(CACHE, ignore_errors=True)

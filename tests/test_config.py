@@ -8,7 +8,10 @@ from configs import aligned
 from fftlm_jax.config import ConfigError, differences, read_config, to_dict
 from tests.tiny import tiny_values
 
-CONFIGS = ("aligned", "quickstart", "next_byte", "fft", "lr_physics", "shakespeare_cpu")
+CONFIGS = (
+    *("aligned", "quickstart", "next_byte", "fft", "lr_physics", "shakespeare_cpu", "small"),
+    *("original_block", "chunk_head", "attention"),
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -32,6 +35,14 @@ def test_every_config_is_valid_and_says_how_to_run_it(name):
         ("model__dropout", 1.0, r"must lie in \[0, 1\)"),
         ("model__conv_method", "ftt", "did you mean 'fft'"),
         ("model__ffn_mult", 0.001, "leaves no hidden unit"),
+        ("model__mixer", "atention", "did you mean 'attention'"),
+        ("model__mixer", "attention", "config.curriculum.rule: 'plateau' raises the cutoff of convolution kernels"),
+        ("model__memory", "polarr", "did you mean 'polar'"),
+        ("model__memory_piece", 1, "must be at least 2"),
+        ("model__kernel_basis", "tap", "did you mean 'taps'"),
+        ("objective__name", "chunk_hed", "did you mean 'chunk_head'"),
+        ("objective__backbone", "frozen", "only objective.name 'chunk_head' can train the head alone"),
+        ("optim__ema_decay", 1.0, "must lie in"),
         ("objective__next_byte_weight", -1.0, "must be at least 0"),
         ("curriculum__ladder", (8, 4, "full"), "do not increase"),
         ("curriculum__ladder", (4, 4, "full"), "do not increase"),
@@ -86,6 +97,25 @@ def test_faults(key, value, message):
 @pytest.mark.parametrize("allow", (("train.epochs", "lr", "seed"), ()))
 def test_keys_and_sections_may_be_allowed(allow):
     assert read_config(tiny_values(resume__allow=allow)).resume.allow == allow
+
+
+@pytest.mark.parametrize(
+    "message,overrides",
+    (
+        ("5 heads do not divide d_model 16 into even widths", {"model__attention_heads": 5}),
+        ("16 heads do not divide d_model 16 into even widths", {"model__attention_heads": 16}),
+        ("config.model.projections: attention is made of projections", {"model__projections": False}),
+        ("config.model.memory_piece: 33 exceeds the window", {"model__memory": "polar", "model__memory_piece": 33}),
+        ("a frozen backbone must come from a trained run", {"objective__name": "chunk_head"}),
+        ("not regularised by dropout", {"objective__name": "chunk_head", "model__dropout": 0.1}),
+    ),
+)
+def test_faults_of_mixers_memories_and_heads(message, overrides):
+    base = {"model__mixer": "attention", "curriculum__rule": "none", "objective__backbone": "frozen"}
+    if "objective__name" not in overrides:
+        base["objective__backbone"] = "trained"
+    with pytest.raises(ConfigError, match=message):
+        read_config(tiny_values(**{**base, **overrides}))
 
 
 def test_bfloat16_has_no_fft():

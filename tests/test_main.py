@@ -66,10 +66,10 @@ TINY_FFT = [
 
 
 @pytest.fixture(scope="module")
-def fft_run(tmp_path_factory, compile_cache):
+def fft_run(tmp_path_factory):
     """`configs/fft.py` really trains: a thin model with its own window and kernels."""
     workdir = tmp_path_factory.mktemp("fft") / "run"
-    done = run_main(*TINY_FFT, f"--workdir={workdir}", env=compile_cache)
+    done = run_main(*TINY_FFT, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 

@@ -52,4 +52,5 @@ def main_command(*arguments: str) -> list[str]:
 
 def _process_options(env: dict[str, str] | None) -> dict[str, Any]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **(env or {})}
+    environment.pop("XLA_FLAGS", None)  # Main sets those that users run with.
     return {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

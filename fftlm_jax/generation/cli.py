@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fftlm_jax.generation", description="Continue a prompt.")
     parser.add_argument("--workdir", required=True, help="run directory")
     parser.add_argument("--step", default="best", help="best (lowest bpb), last, or a step number")
+    parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
     parser.add_argument("--prompt", default="", help="text to continue; read as UTF-8")
     parser.add_argument("--bytes", type=int, default=256, help="how many bytes to write")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
@@ -58,10 +59,10 @@ def _run(args: argparse.Namespace) -> None:
         if not ok:
             raise UsageError(f"--{name}: must be {rule}, not {getattr(args, name)}.")
 
-    config, step, params, low_pass = saved_run.load(args.workdir, args.step)
-    graph, _ = build(config.model)
-    decoder = Decoder(config.model, graph, low_pass)
+    saved = saved_run.load(args.workdir, args.step, averaged=args.ema)
+    graph, _ = build(saved.config.model)
+    decoder = Decoder(saved.config.model, graph, saved.low_pass)
     sampling = SamplingConfig(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
-    text = decoder.generate(params, args.prompt.encode(), args.bytes, sampling, args.seed)
-    print(f"step {step}", file=sys.stderr)
+    text = decoder.generate(saved.params, args.prompt.encode(), args.bytes, sampling, args.seed)
+    print(f"step {saved.step}", file=sys.stderr)
     print(terminal_text(args.prompt.encode() + text))

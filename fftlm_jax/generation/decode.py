@@ -4,6 +4,7 @@ Exact and simple, at a cost per byte of one full forward pass. The loop over byt
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,13 @@ from fftlm_jax.model.language_model import VOCABULARY, Params
 from fftlm_jax.spectral import LowPass
 
 
-def receptive_field(config: ModelConfig) -> int:
-    """Bytes that one prediction can depend on: each layer reaches kernel_len - 1 bytes further back."""
+def receptive_field(config: ModelConfig) -> float:
+    """Bytes that one prediction can depend on: each layer reaches kernel_len - 1 bytes further back.
+
+    Attention and spectral memories reach back without end.
+    """
+    if config.mixer == "attention" or config.memory != "none":
+        return math.inf
     return 1 + config.n_layers * (config.kernel_len - 1)
 
 
@@ -26,14 +32,16 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, graph: nnx.GraphDef, low_pass: LowPass) -> None:
         # A context beyond the receptive field changes nothing; one beyond the training window was never trained.
-        self.context = min(receptive_field(config), config.seq_len)
+        self.context = int(min(receptive_field(config), config.seq_len))
+        # A memory takes in whole pieces, so its window moves by whole pieces, lest all of them change with every byte.
+        self._stride = 1 if config.memory == "none" else config.memory_piece
         self._graph = graph
         self._low_pass = low_pass
 
     def generate(self, params: Params, prompt: bytes, length: int, sampling: SamplingConfig, seed: int) -> bytes:
         """Samples `length` bytes after a prompt. An empty prompt starts after a newline, which is not returned."""
         known = (prompt or b"\n")[-self.context :]
-        buffer = np.zeros(self.context + length, np.int32)
+        buffer = np.zeros(self.context + length + self._stride - 1, np.int32)
         buffer[: len(known)] = np.frombuffer(known, np.uint8)
         total = len(known) + length
         filled = self._continue(params, buffer, np.int32(len(known)), np.int32(total), jax.random.key(seed), sampling)
@@ -52,7 +60,7 @@ class Decoder:
         model = nnx.merge(self._graph, params)
 
         def one_byte(i: jax.Array, buffer: jax.Array) -> jax.Array:
-            start = jnp.maximum(i - self.context, 0)
+            start = -(jnp.minimum(self.context - i, 0) // self._stride) * self._stride  # Rounded up.
             context = jax.lax.dynamic_slice(buffer, (start,), (self.context,))
             hidden = model(context[None], self._low_pass)[0]
             logits = model.head.next_byte(jax.lax.dynamic_index_in_dim(hidden, i - 1 - start, keepdims=False))

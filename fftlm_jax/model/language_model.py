@@ -1,4 +1,4 @@
-"""Byte embedding, a stack of blocks, a final norm and the byte head.
+"""Byte embedding, a stack of blocks, a final norm, perhaps a spectral memory, and the byte head.
 
 NNX classes describe the model; `build` splits it once into a static graph definition and a plain nested dict of
 arrays, and only that dict travels through jit, checkpoints and optimizers.
@@ -14,6 +14,7 @@ from flax import nnx
 from fftlm_jax.config import ModelConfig
 from fftlm_jax.model.blocks import Block
 from fftlm_jax.model.heads import VOCABULARY, ByteHead
+from fftlm_jax.model.memory import SpectralMemory
 from fftlm_jax.spectral import LowPass
 
 Params = dict[str, Any]
@@ -33,10 +34,12 @@ class LanguageModel(nnx.Module):
         )
         self.blocks = _stack_of_blocks(config, rngs)
         self.final_norm = nnx.RMSNorm(config.d_model, dtype=jnp.float32, rngs=rngs)
+        if config.memory != "none":
+            self.memory = SpectralMemory(config, rngs)
         self.head = ByteHead(config.d_model, config.chunk, rngs)
 
     def __call__(self, bytes_BT: jax.Array, low_pass: LowPass, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Hidden states after the final norm.
+        """The hidden states that the head reads.
 
         Args:
             bytes_BT: input bytes, any integer dtype. Any T, shorter or longer than the training window.
@@ -58,7 +61,8 @@ class LanguageModel(nnx.Module):
         # Unrolled on CPU, where a rolled loop's backward pass takes twice as long; rolled where compile time matters.
         unroll = self.config.n_layers if jax.default_backend() == "cpu" else 1
         x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, keys), unroll=unroll)
-        return self.final_norm(x_BTD).astype(dtype)
+        hidden_BTD = self.final_norm(x_BTD).astype(dtype)
+        return hidden_BTD if self.config.memory == "none" else hidden_BTD + self.memory(bytes_BT)
 
 
 def build(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:

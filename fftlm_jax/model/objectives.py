@@ -23,7 +23,7 @@ Number = TypeVar("Number", float, jax.Array)
 
 def objective_value(objective: ObjectiveConfig, next_byte: Number, chunk: Number) -> Number:
     """The objective in nats from the mean next-byte and chunk losses (the latter unused by `next_byte`)."""
-    return next_byte if objective.name == "next_byte" else chunk + objective.next_byte_weight * next_byte
+    return chunk + objective.next_byte_weight * next_byte if objective.has_chunks else next_byte
 
 
 class Scores(NamedTuple):

@@ -13,17 +13,20 @@ Rules = Sequence[tuple[str, str]]
 
 # (group, regular expression over the whole slash-separated path).
 PARAMETER_RULES: Rules = (
-    ("mixer", r"blocks/mixer/w_\w+/kernel"),
+    ("mixer", r"blocks/mixer/w_(in|gate|out)/kernel"),
+    ("attention", r"blocks/mixer/w_[qkvo]/kernel"),
     ("mlp", r"blocks/mlp/w_\w+/kernel"),
     ("head", r"head/kernel"),
     ("embedding", r"embed/embedding"),
-    ("convolution", r"blocks/mixer/spectrum"),
+    ("convolution", r"blocks/mixer/(spectrum|taps)"),
     ("gain", r"blocks/mixer/gain"),
     ("norm", r"(.*/)?\w*norm/scale"),
+    ("memory", r"memory/(rho|theta|w_read/kernel)"),
 )
 
-# Weight decay acts on matrices only: not on embeddings (rows of rare bytes would fade), kernels, gains and norms.
-DECAYED_GROUPS = frozenset({"mixer", "mlp", "head"})
+# Weight decay acts on matrices of the blocks and the head: not on embeddings (rows of rare bytes would fade), kernels,
+# gains, norms and memory.
+DECAYED_GROUPS = frozenset({"mixer", "attention", "mlp", "head"})
 
 
 def path_string(path: tuple[Any, ...]) -> str:

@@ -9,6 +9,7 @@ from fftlm_jax.spectral.low_pass import (
     kernel_taps,
     low_pass_kernel,
     low_pass_signal,
+    low_pass_taps,
     mask_spectrum,
     minimum_phase_taps,
     no_filter,

@@ -101,12 +101,19 @@ def low_pass_kernel(
     Raises:
         ValueError: if the method is `signal`, which is no filter on kernels, or the cutoff is out of range.
     """
-    low_pass = LowPass(cutoff, freq_bins, method, transition_bins)
     if method == "signal":
         raise ValueError("the `signal` method filters signals, not kernels: use low_pass_signal")
-    if low_pass.is_full:
+    return low_pass_taps(taps_HK, LowPass(cutoff, freq_bins, method, transition_bins))
+
+
+def low_pass_taps(taps_HK: jax.Array, low_pass: LowPass) -> jax.Array:
+    """Taps under a band limit, for kernels parametrised by their taps. [..., K] -> [..., K].
+
+    `signal` leaves kernels alone: that method acts on the mixer's output (`low_pass_signal`).
+    """
+    if low_pass.is_full or low_pass.method == "signal":
         return taps_HK
-    if method == "cosine":
+    if low_pass.method == "cosine":
         return cosine.spectrum_to_taps(mask_spectrum(cosine.taps_to_spectrum(taps_HK), low_pass))
     return _minimum_phase_filtered(taps_HK, low_pass)
 

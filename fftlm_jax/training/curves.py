@@ -80,9 +80,10 @@ def _draw_losses(axis: Axes, train: Sequence[Record], evals: Sequence[Record]) -
         # The first steps fall from the loss of a uniform guess and would flatten everything after them.
         shown += bits[len(bits) // 50 :].tolist()
     axis.plot([r["step"] for r in evals], [r["bpb"] for r in evals], "o-", color=_EVAL, ms=4, label="held out, bpb")
-    if evals and "chunk_bpb" in evals[-1]:
-        points = [r["chunk_bpb"] for r in evals]
-        axis.plot([r["step"] for r in evals], points, "s--", color=_EVAL, ms=3, label="held out, chunk bpb")
+    for name, style, label in (("chunk_bpb", "s--", "chunk bpb"), ("ema_bpb", "^:", "bpb of the average")):
+        if evals and name in evals[-1]:
+            points = [r[name] for r in evals]
+            axis.plot([r["step"] for r in evals], points, style, color=_EVAL, ms=3, label=f"held out, {label}")
     if shown:
         axis.set_ylim(min(shown) - 0.1, max(np.percentile(shown, 99.5), *(r["bpb"] for r in evals), 0) + 0.3)
     axis.set_ylabel("bits per byte")

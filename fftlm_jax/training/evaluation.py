@@ -1,57 +1,100 @@
-"""Bits per byte on held-out text, each byte scored once."""
+"""Held-out losses by place: which position of the window, which byte of the chunk. Each byte is scored once.
+
+Shapes: B batch, T scored positions of a window, N chunks of a window, C bytes of a chunk.
+"""
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from fftlm_jax.config import Config
+from fftlm_jax.config import Config, ObjectiveConfig
 from fftlm_jax.data import EvaluationBatch
 from fftlm_jax.model import objective_value, score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
 
-Evaluate = Callable[[Params, Iterable[EvaluationBatch]], dict[str, float]]
+
+class Tally(NamedTuple):
+    """Sums of cross-entropies in nats and counts of the bytes they were summed over, float64."""
+
+    next_byte_T: np.ndarray
+    next_byte_count_T: np.ndarray
+    chunk_NC: np.ndarray | None
+    chunk_count_NC: np.ndarray | None
+
+
+Evaluate = Callable[[Params, Iterable[EvaluationBatch]], Tally]
 
 
 def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Evaluate:
-    """Builds the evaluation for one band limit.
+    """Builds the evaluation for one band limit: `evaluate(params, batches) -> Tally`.
 
-    Returns:
-        `evaluate(params, batches)` -> `bpb` (bits per byte of head 0), `loss` (the training objective, nats) and,
-        where the objective trains the chunk head, `chunk_bpb`. Under the `signal` method only the last position of
-        each window is scored, since all others see their future.
+    The chunk part is there where the objective trains the whole head. Under the `signal` method only the last position
+    of each window is scored, since all others see their future.
     """
-    is_chunk = config.objective.name == "chunk"
-    last_only = low_pass.method == "signal"  # At every cutoff, or bpb would change its meaning at the last raise.
 
     @jax.jit
-    def totals(params: Params, windows_BW: jax.Array, valid_B: jax.Array) -> jax.Array:
+    def sums(params: Params, windows_BW: jax.Array, valid_B: jax.Array) -> list[jax.Array]:
         scores = score(
             graph,
             params,
             windows_BW,
             low_pass,
             chunk=config.model.chunk,
-            with_chunk=is_chunk,
-            last_only=last_only,
+            with_chunk=config.objective.has_chunks,
+            last_only=low_pass.method
+            == "signal",  # At every cutoff, or bpb would change its meaning at the last raise.
             valid_B=valid_B,
         )
-        sums = [jnp.sum(scores.next_byte_BT * scores.next_byte_weight_BT), jnp.sum(scores.next_byte_weight_BT)]
-        if is_chunk:
-            sums += [jnp.sum(scores.chunk_BNC * scores.chunk_weight_BNC), jnp.sum(scores.chunk_weight_BNC)]
-        return jnp.stack(sums)
+        next_byte = [scores.next_byte_BT * scores.next_byte_weight_BT, scores.next_byte_weight_BT]
+        if scores.chunk_BNC is None:
+            return [jnp.sum(x, axis=0) for x in next_byte]
+        chunk = [scores.chunk_BNC * scores.chunk_weight_BNC, scores.chunk_weight_BNC]
+        return [jnp.sum(x, axis=0) for x in (*next_byte, *chunk)]
 
-    def evaluate(params: Params, batches: Iterable[EvaluationBatch]) -> dict[str, float]:
+    def evaluate(params: Params, batches: Iterable[EvaluationBatch]) -> Tally:
         # Summed on the host in float64: a float32 sum over millions of bytes would lose digits.
-        sums = [jax.device_get(totals(params, batch.windows, batch.valid)).astype(float) for batch in batches]
-        next_byte, count, *chunk = sum(sums)
-        next_byte_loss = float(next_byte / count)
-        chunk_loss = float(chunk[0] / chunk[1]) if is_chunk else 0.0
-        loss = objective_value(config.objective, next_byte_loss, chunk_loss)
-        result = {"bpb": next_byte_loss / math.log(2), "loss": loss}
-        return {**result, "chunk_bpb": chunk_loss / math.log(2)} if is_chunk else result
+        total: list[Any] = [0.0] * (4 if config.objective.has_chunks else 2)
+        for batch in batches:
+            found = jax.device_get(sums(params, batch.windows, batch.valid))
+            total = [t + f.astype(np.float64) for t, f in zip(total, found, strict=True)]
+        return Tally(*total, *[None] * (4 - len(total)))
 
     return evaluate
+
+
+def summary(tally: Tally, objective: ObjectiveConfig) -> dict[str, float]:
+    """`bpb` (bits per byte of head 0), `loss` (the objective, nats) and, with a chunk part, `chunk_bpb`."""
+    next_byte = float(tally.next_byte_T.sum() / tally.next_byte_count_T.sum())
+    if tally.chunk_NC is None:
+        return {"bpb": next_byte / math.log(2), "loss": next_byte}
+    chunk = float(tally.chunk_NC.sum() / tally.chunk_count_NC.sum())
+    loss = objective_value(objective, next_byte, chunk)
+    return {"bpb": next_byte / math.log(2), "loss": loss, "chunk_bpb": chunk / math.log(2)}
+
+
+def bpb_by_position(tally: Tally) -> np.ndarray:
+    """Next-byte bits per byte at each position of the window, [T]; NaN where none was scored."""
+    return _bits(tally.next_byte_T, tally.next_byte_count_T)
+
+
+def bpb_by_range(tally: Tally, ranges: int) -> list[tuple[int, int, float]]:
+    """(first, last, bits per byte) over about `ranges` ranges of positions, counted from 1, that grow geometrically."""
+    T = len(tally.next_byte_T)
+    edges = np.unique(np.geomspace(1, T + 1, ranges + 1).round().astype(int))
+    nats, count = (np.add.reduceat(values, edges[:-1] - 1) for values in (tally.next_byte_T, tally.next_byte_count_T))
+    return [(int(a), int(b) - 1, float(x)) for a, b, x in zip(edges, edges[1:], _bits(nats, count)) if not np.isnan(x)]
+
+
+def chunk_bpb_by_offset(tally: Tally) -> np.ndarray:
+    """Bits per byte of each byte of a chunk, [C], over all chunks."""
+    return _bits(tally.chunk_NC.sum(axis=0), tally.chunk_count_NC.sum(axis=0))
+
+
+def _bits(nats: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.divide(nats, count * math.log(2), out=np.full(nats.shape, np.nan), where=count > 0)

@@ -1,5 +1,7 @@
 """What a run looks at now and then: its scores on held-out text, and what it writes."""
 
+from typing import Any
+
 import numpy as np
 from flax import nnx
 
@@ -7,8 +9,9 @@ from fftlm_jax.config import Config
 from fftlm_jax.data import evaluation_batches
 from fftlm_jax.generation import Decoder, SamplingConfig
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.training.evaluation import Evaluate, make_evaluate
+from fftlm_jax.training.evaluation import Evaluate, Tally, chunk_bpb_by_offset, make_evaluate, summary
 from fftlm_jax.training.setup import evaluation_low_pass
+from fftlm_jax.training.step import TrainState, averaged_params
 
 
 class HeldOut:
@@ -20,11 +23,27 @@ class HeldOut:
         self._data = data[: config.eval.max_bytes or None]
         self._compiled: dict[tuple[str, int], tuple[Evaluate, Decoder]] = {}
 
-    def scores(self, params: Params, cutoff: int) -> dict[str, float]:
-        """Scores of the held-out part (see `make_evaluate`), rounded to six digits."""
+    def scores(self, state: TrainState, cutoff: int) -> dict[str, Any]:
+        """Scores of the held-out part (see `evaluation.summary`), rounded to six digits.
+
+        `chunk_bpb_by_offset` lists them by byte of the chunk. With `optim.ema_decay`, `ema_...` are those of the
+        weights' average.
+        """
+        tally = self.tally(state.params, cutoff)
+        scores: dict[str, Any] = summary(tally, self._config.objective)
+        if state.ema is not None:
+            average = summary(self.tally(averaged_params(self._config, state.ema), cutoff), self._config.objective)
+            scores |= {f"ema_{name}": value for name, value in average.items()}
+        scores = {name: round(value, 6) for name, value in scores.items()}
+        if tally.chunk_NC is not None:
+            scores["chunk_bpb_by_offset"] = np.round(chunk_bpb_by_offset(tally), 4).tolist()
+        return scores
+
+    def tally(self, params: Params, cutoff: int) -> Tally:
+        """Losses of the held-out part, by place."""
         model = self._config.model
         batches = evaluation_batches(self._data, model.seq_len, model.chunk, self._config.eval.batch_size)
-        return {name: round(value, 6) for name, value in self._at(cutoff)[0](params, batches).items()}
+        return self._at(cutoff)[0](params, batches)
 
     def sample(self, params: Params, cutoff: int) -> bytes:
         """What the model writes after `sample.prompt`, without the prompt."""

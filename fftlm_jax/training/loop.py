@@ -41,8 +41,8 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
         overwrite: move an existing run directory aside first.
 
     Returns:
-        Final numbers: `step`, `bpb`, `loss` and `chunk_bpb` (held out, as evaluated last), `train_loss`, `cutoff`,
-        `raises`, `seconds` (wall clock) and `train_seconds` (training steps alone).
+        Final numbers: `step`, the held-out scores as evaluated last (`bpb`, `loss`, `chunk_bpb`, ...), `train_loss`,
+        `cutoff`, `raises`, `seconds` (wall clock) and `train_seconds` (training steps alone).
 
     Raises:
         RunError: any of its kinds, see `fftlm_jax.errors`.
@@ -93,7 +93,7 @@ class TrainingRun:
         self.controller: Controller = setup.build_controller(config)
         self.checkpoints = Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)
         stack.callback(self.checkpoints.close)
-        self.scores: dict[str, float] = {}  # Of the last evaluation.
+        self.scores: dict[str, Any] = {}  # Of the last evaluation.
         self.best_bpb = math.inf
         self.train_loss = math.nan
         self.epoch_loss = [0.0, 0]  # Sum and count of the losses of the epoch under way.
@@ -242,7 +242,7 @@ class TrainingRun:
         """Scores the held-out part, draws the curves and writes a sample; returns whether this step is the best yet."""
         self._settle()
         cutoff = self.controller.cutoff
-        self.scores = self.held_out.scores(self.state.params, cutoff)
+        self.scores = self.held_out.scores(self.state, cutoff)
         sample = self.held_out.sample(self.state.params, cutoff)
         self.recorder.evaluated(done, self.scores, cutoff, self.train_seconds, sample)
         self.lap = time.perf_counter()

@@ -80,9 +80,13 @@ def _as_save_error(name: str) -> Iterator[None]:
 
 
 def finite_record(record: Record) -> Record:
-    """JSON has no NaN: replaces non-finite numbers by null and says so."""
-    bad = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
-    return {**record, **dict.fromkeys(bad), "nonfinite": True} if bad else record
+    """JSON has no NaN: replaces non-finite numbers, also in lists, by null and says so."""
+    clean = {name: [_finite(v) for v in x] if isinstance(x, list) else _finite(x) for name, x in record.items()}
+    return record if clean == record else {**clean, "nonfinite": True}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(file: Path, start: int = 0) -> list[Record]:

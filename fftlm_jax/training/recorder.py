@@ -57,6 +57,8 @@ class Recorder:
             self.log.write("event", self.first_step, event="resumed", cutoff=cutoff)
         elif self.config.init.checkpoint:
             self.console.say(f"weights from {self.config.init.checkpoint}, starting at cutoff {cutoff}")
+        if self.config.objective.is_frozen:
+            self.console.say(f"the backbone is frozen: the head alone learns, at cutoff {cutoff}; no curriculum")
 
     def changed(self, event: str, step: int, changes: dict[str, tuple[Any, Any]]) -> None:
         """What a resumed run does not share with its past: `config_changed` (on request) or `environment_changed`."""
@@ -75,7 +77,7 @@ class Recorder:
         """One training step."""
         t, model, lr = self.config.train, self.config.model, float(metrics.learning_rate)
         values = {"loss": float(metrics.loss), "lr": lr, "cutoff": cutoff, "grad_norm": float(metrics.grad_norm)}
-        if self.config.objective.name == "chunk":
+        if self.config.objective.has_chunks:
             values |= {"next_byte_loss": float(metrics.next_byte_loss), "chunk_loss": float(metrics.chunk_loss)}
         values["bytes_per_second"] = round(t.accum_steps * t.batch_size * model.seq_len / seconds)
         self.log.write("train", done, epoch=(done - 1) // t.steps_per_epoch, **values)
@@ -120,10 +122,12 @@ class Recorder:
             "--config.resume.allow=lr.base) and run the same command: it resumes from the last checkpoint."
         )
 
-    def evaluated(self, done: int, scores: dict[str, float], cutoff: int, train_seconds: float, sample: bytes) -> None:
+    def evaluated(self, done: int, scores: dict[str, Any], cutoff: int, train_seconds: float, sample: bytes) -> None:
         """Held-out scores, a sample, and the picture redrawn with them."""
         self.log.write("eval", done, **scores, train_seconds=round(train_seconds, 2))
-        self.log.scalars("eval", done, **scores)
+        self.log.scalars("eval", done, **_numbers(scores))
+        for offset, value in enumerate(scores.get("chunk_bpb_by_offset", ()), start=1):
+            self.log.scalars("chunk_bpb_by_offset", done, **{f"{offset:02}": value})
         spent = f"after {duration(train_seconds)} of training"
         self.console.say(f"  held out at step {done}: {_words(scores)} (loss in nats), {spent}")
         if self.config.sample.bytes:
@@ -139,7 +143,7 @@ class Recorder:
         draw_curves(read_metrics(self.directory.metrics), self.directory.curves, title)
 
     def epoch_ended(
-        self, done: int, average_loss: float, scores: dict[str, float], cutoff: int, lr: float, seconds: float
+        self, done: int, average_loss: float, scores: dict[str, Any], cutoff: int, lr: float, seconds: float
     ) -> None:
         """The line at the end of an epoch."""
         t = self.config.train
@@ -158,7 +162,7 @@ class Recorder:
         self.log.write("event", done, event="interrupted", signal=name)
         self.log.flush()
 
-    def finished(self, total: int, scores: dict[str, float], seconds: float) -> None:
+    def finished(self, total: int, scores: dict[str, Any], seconds: float) -> None:
         """The last lines of a run."""
         self.log.write("event", total, event="finished", seconds=round(seconds, 1))
         self.log.flush()
@@ -166,5 +170,9 @@ class Recorder:
         self.console.say(f"see {self.directory.curves} and {self.directory.samples}")
 
 
-def _words(scores: dict[str, float]) -> str:
-    return " ".join(f"{name}={value:.3f}" for name, value in scores.items())
+def _numbers(scores: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+def _words(scores: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value:.3f}" for name, value in _numbers(scores).items())

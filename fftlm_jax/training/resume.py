@@ -11,7 +11,7 @@ _FREE = (
     *("data.source", "data.path"),
 )
 # A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
-_NEVER = ("model.", "optim.name", "init.")
+_NEVER = ("model.", "objective.backbone", "optim.name", "optim.ema_decay", "init.")
 _NEVER_EXCEPT = ("model.conv_method", "model.dropout")
 
 

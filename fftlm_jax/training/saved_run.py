@@ -1,10 +1,12 @@
 """Opens a saved run for reading: its config, and the weights of one of its steps."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fftlm_jax.config import Config, read_config
 from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
@@ -14,14 +16,26 @@ from fftlm_jax.spectral import LowPass
 from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host, read_metric, step_numbers
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.setup import evaluation_low_pass
+from fftlm_jax.training.step import averaged_params
 
 
-def load(workdir: str | Path, which: str) -> tuple[Config, int, Params, LowPass]:
-    """Config, step number, weights and band limit of a saved step.
+class SavedRun(NamedTuple):
+    """A saved step: what it takes to run the model, and the fingerprint of the corpus it was trained on."""
+
+    config: Config
+    step: int
+    params: Params
+    low_pass: LowPass
+    corpus: str
+
+
+def load(workdir: str | Path, which: str, *, averaged: bool = False) -> SavedRun:
+    """Opens a saved step.
 
     Args:
         workdir: run directory.
         which: `best` (lowest held-out bpb; the newest where none was evaluated), `last`, or a step number.
+        averaged: take the weights' running average (`optim.ema_decay`) in place of the weights.
 
     Raises:
         RunError: if there is no such run or step, or it is damaged.
@@ -38,12 +52,20 @@ def load(workdir: str | Path, which: str) -> tuple[Config, int, Params, LowPass]
     fault = manifest_fault(folder)
     if fault:
         raise CheckpointError(f"{folder}: {fault}; choose another --step.")
-    params = read_arrays(folder)["params"]
+    if averaged and not config.optim.ema_decay:
+        raise UsageError(f"--ema: {directory.root} kept no average of its weights (optim.ema_decay was 0).")
+    arrays = read_arrays(folder)
+    params = _averaged(config, arrays["ema"]) if averaged else arrays["params"]
     expected = build(config.model)[1]
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
         raise CheckpointError(f"{folder}: its arrays do not fit the model of {directory.config}.")
-    cutoff = int(read_host(folder)["controller"]["cutoff"])
-    return config, step, jax.tree.map(jnp.asarray, params), evaluation_low_pass(config, cutoff)
+    host = read_host(folder)
+    low_pass = evaluation_low_pass(config, int(host["controller"]["cutoff"]))
+    return SavedRun(config, step, jax.tree.map(jnp.asarray, params), low_pass, host["corpus"])
+
+
+def _averaged(config: Config, ema: dict[str, Any]) -> Params:
+    return averaged_params(config, optax.EmaState(count=ema["count"], ema=ema["ema"]))
 
 
 def choose_step(checkpoints: Path, which: str) -> int:

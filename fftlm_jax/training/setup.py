@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -17,7 +16,7 @@ from fftlm_jax.model import build, init_params
 from fftlm_jax.optim import build_optimizer, stages_in_steps
 from fftlm_jax.spectral import LowPass, mask_spectrum
 from fftlm_jax.training.compiler import StepCompiler
-from fftlm_jax.training.step import TrainState, events, make_train_step
+from fftlm_jax.training.step import TrainState, events, make_train_step, new_state
 from fftlm_jax.training.warm_start import ARCHITECTURE, coefficients_in_use, load_weights, source_architecture
 
 
@@ -55,7 +54,8 @@ def build_controller(config: Config) -> Controller:
     c, seq_len = config.curriculum, config.model.seq_len
     bins = freq_bins(seq_len)
     rule = Rule(
-        name=c.rule,
+        # Frozen kernels cannot learn what a raise would open.
+        name="none" if config.objective.is_frozen else c.rule,
         ladder=resolve_ladder(c.ladder, seq_len),
         freq_bins=bins,
         check_every=config.train.steps_per_epoch if c.check_every == "epoch" else c.check_every,
@@ -88,38 +88,46 @@ def low_pass_at(config: Config, cutoff: int) -> LowPass:
 def evaluation_low_pass(config: Config, cutoff: int) -> LowPass:
     """The band limit for evaluation and decoding.
 
-    None is needed for `cosine`, whose masked coefficients are 0 already: one compilation then serves every cutoff.
+    None is needed where masked coefficients are 0 already: one compilation then serves every cutoff.
     """
-    return low_pass_at(config, freq_bins(config.model.seq_len) if config.curriculum.method == "cosine" else cutoff)
+    return low_pass_at(config, freq_bins(config.model.seq_len) if _masks_parameters(config) else cutoff)
 
 
 def first_state(config: Config, controller: Controller, tx: optax.GradientTransformationExtraArgs) -> TrainState:
     """Initial (or `init.checkpoint`'s) weights and a fresh optimizer; sets the controller's starting cutoff.
 
-    With the `cosine` method, coefficients above the starting cutoff are set to 0: they begin to learn at their raise.
+    Cosine coefficients above the starting cutoff are set to 0: they begin to learn at their raise. Under a frozen
+    backbone the cutoff stays the one that it was saved with.
     """
     params = init_params(config.model, config.seed)
     if config.init.checkpoint:
         params, saved_cutoff = load_weights(config.init.checkpoint, params, controller.rule.freq_bins)
-        controller.cutoff = starting_cutoff(
-            max(controller.cutoff, saved_cutoff or 0),
-            controller.rule.ladder,
-            controller.rule.freq_bins,
-            epoch=config.init.epoch if saved_cutoff is None else None,
-            coefficients_in_use=coefficients_in_use(params),
-            kernel_len=config.model.kernel_len,
-        )
-    if config.curriculum.method == "cosine":
+        if config.objective.is_frozen and saved_cutoff is not None:
+            controller.cutoff = saved_cutoff
+        else:
+            controller.cutoff = starting_cutoff(
+                max(controller.cutoff, saved_cutoff or 0),
+                controller.rule.ladder,
+                controller.rule.freq_bins,
+                epoch=config.init.epoch if saved_cutoff is None else None,
+                coefficients_in_use=coefficients_in_use(params),
+                kernel_len=config.model.kernel_len,
+            )
+    if _masks_parameters(config):
         mixer = params["blocks"]["mixer"]
         mixer["spectrum"] = mask_spectrum(mixer["spectrum"], low_pass_at(config, controller.cutoff))
-    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    return new_state(config, params, tx)
+
+
+def _masks_parameters(config: Config) -> bool:
+    """Whether the cutoff acts on parameters themselves, which are 0 above it, and not on what is made of them."""
+    model = config.model
+    return model.mixer == "convolution" and model.kernel_basis == "cosine" and config.curriculum.method == "cosine"
 
 
 def abstract_state(config: Config, tx: optax.GradientTransformationExtraArgs) -> TrainState:
     """Shapes and dtypes of the state, nothing allocated."""
-    params = build(config.model)[1]
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(params, jax.eval_shape(tx.init, params), scalar, jax.ShapeDtypeStruct((), bool))
+    return jax.eval_shape(lambda params: new_state(config, params, tx), build(config.model)[1])
 
 
 def step_arguments(config: Config, tx: optax.GradientTransformationExtraArgs) -> tuple[Any, ...]:

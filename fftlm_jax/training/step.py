@@ -30,6 +30,7 @@ class TrainState(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
+    ema: optax.EmaState | None  # Running average of the weights, not yet divided by its total weight; None for none.
     step: jax.Array  # int32 scalar
     halted: jax.Array  # bool scalar: a non-finite step was met; nothing changes any more.
 
@@ -63,6 +64,34 @@ def objective_loss(config: Config, scores: Scores) -> tuple[jax.Array, tuple[jax
     return objective_value(config.objective, next_byte, chunk), (next_byte, chunk)
 
 
+def trained(config: Config, params: Params) -> Params:
+    """The part of the weights that is trained: all of them, or the head alone."""
+    return {"head": params["head"]} if config.objective.is_frozen else params
+
+
+def averaging(config: Config) -> optax.GradientTransformation | None:
+    """The average of the weights over steps, as optax computes it (without bias in the first steps), or None."""
+    decay = config.optim.ema_decay
+    return optax.ema(decay) if decay else None
+
+
+def new_state(config: Config, params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    average = averaging(config)
+    return TrainState(
+        params=params,
+        opt_state=tx.init(trained(config, params)),
+        ema=average.init(params) if average else None,
+        step=jnp.zeros((), jnp.int32),
+        halted=jnp.zeros((), bool),
+    )
+
+
+def averaged_params(config: Config, ema: optax.EmaState) -> Params:
+    """The weights' average; of nothing before the first step."""
+    return optax.tree.bias_correction(ema.ema, config.optim.ema_decay, ema.count)
+
+
 def make_train_step(
     config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, low_pass: LowPass
 ) -> TrainStep:
@@ -72,19 +101,21 @@ def make_train_step(
         `step(state, windows, restart, pulse, reduce_by) -> (state, metrics)`, donating `state`. `windows` is uint8
         [accum_steps, batch_size, seq_len + chunk]; the last three are the scalars of `events`.
     """
-    is_chunk = config.objective.name == "chunk"
-    last_only = is_chunk and config.objective.positions == "last"
+    objective = config.objective
     dropout_key = jax.random.key(config.seed + 1) if config.model.dropout else None
+    average = averaging(config)
 
-    def micro_loss(params: Params, windows_BW: jax.Array, key: jax.Array | None) -> tuple[jax.Array, tuple]:
+    def micro_loss(
+        learned: Params, params: Params, windows_BW: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, tuple]:
         scores = score(
             graph,
-            params,
+            {**params, **learned},
             windows_BW,
             low_pass,
             chunk=config.model.chunk,
-            with_chunk=is_chunk,
-            last_only=last_only,
+            with_chunk=objective.has_chunks,
+            last_only=objective.is_last_only,
             dropout_key=key,
         )
         return objective_loss(config, scores)
@@ -93,16 +124,17 @@ def make_train_step(
         state: TrainState, windows_ABW: jax.Array, restart: jax.Array, pulse: jax.Array, reduce_by: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         accum_steps = windows_ABW.shape[0]
+        learned = trained(config, state.params)
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(jax.random.fold_in(dropout_key, state.step), accum_steps)
 
         def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
             windows_BW, key = inputs
-            value_and_grads = jax.value_and_grad(micro_loss, has_aux=True)(state.params, windows_BW, key)
+            value_and_grads = jax.value_and_grad(micro_loss, has_aux=True)(learned, state.params, windows_BW, key)
             return jax.tree.map(jnp.add, total, value_and_grads), None
 
-        zeros = ((jnp.zeros(()), (jnp.zeros(()), jnp.zeros(()))), jax.tree.map(jnp.zeros_like, state.params))
+        zeros = ((jnp.zeros(()), (jnp.zeros(()), jnp.zeros(()))), jax.tree.map(jnp.zeros_like, learned))
         if accum_steps == 1:
             totals, _ = micro_step(zeros, (windows_ABW[0], None if keys is None else keys[0]))
         else:
@@ -110,14 +142,16 @@ def make_train_step(
         (loss, (next_byte, chunk)), grads = jax.tree.map(lambda x: x / accum_steps, totals)
 
         updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, restart=restart, pulse=pulse, reduce_by=reduce_by
+            grads, state.opt_state, learned, restart=restart, pulse=pulse, reduce_by=reduce_by
         )
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
         commit = finite & ~state.halted
-        advanced = (optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-        kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state[:3])
-        return TrainState(*kept, halted=~commit), StepMetrics(
+        params = {**state.params, **optax.apply_updates(learned, updates)}
+        ema = average.update(params, state.ema)[1] if average else None
+        advanced = TrainState(params, opt_state, ema, state.step + 1, state.halted)
+        kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state)
+        return kept._replace(halted=~commit), StepMetrics(
             loss, next_byte, chunk, grad_norm, sawtooth_learning_rate(opt_state), commit
         )
 

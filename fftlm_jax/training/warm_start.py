@@ -15,7 +15,10 @@ from fftlm_jax.model.language_model import Params
 from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host, step_numbers
 
 # The part of `model` that decides which arrays there are; the rest stays the new run's own.
-ARCHITECTURE = ("d_model", "n_layers", "conv_heads", "kernel_len", "projections", "ffn_mult")
+ARCHITECTURE = (
+    *("d_model", "n_layers", "mixer", "conv_heads", "kernel_len", "kernel_basis", "projections", "attention_heads"),
+    *("ffn_mult", "memory", "memory_piece"),
+)
 
 
 def checkpoint_step(checkpoint: str) -> Path:
@@ -94,7 +97,10 @@ def _bins(checkpoint: str) -> int:
 
 
 def coefficients_in_use(params: Params) -> int:
-    """Cosine coefficients up to and including the last one that is not zero in every kernel."""
-    spectrum = np.asarray(params["blocks"]["mixer"]["spectrum"])
+    """Cosine coefficients up to and including the last one that is not zero in every kernel; 0 where there are none."""
+    mixer = params["blocks"]["mixer"]
+    if "spectrum" not in mixer:
+        return 0
+    spectrum = np.asarray(mixer["spectrum"])
     used = np.flatnonzero(np.any(spectrum != 0, axis=tuple(range(spectrum.ndim - 1))))
     return int(used[-1]) + 1 if len(used) else 0

@@ -1,5 +1,7 @@
 """Sampling rules as tables, and plain decoding that equals the model position by position."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,31 @@ def test_greedy_decoding_equals_the_full_model_byte_by_byte(model, prompt):
     logits = np.asarray(full.head.next_byte(full(jnp.asarray(sequence[None]), no_filter(64))))[0]
     assert len(text) == 40
     assert (np.argmax(logits[-41:-1], axis=-1) == np.frombuffer(text, np.uint8)).all()
+
+
+@pytest.mark.parametrize(
+    "overrides,stride",
+    (
+        ({"mixer": "attention"}, 1),
+        ({"memory": "aligned", "memory_piece": 8}, 8),
+        ({"memory": "polar", "memory_piece": 64}, 64),
+    ),
+)
+def test_endless_memories_decode_over_windows_that_begin_at_whole_pieces(overrides, stride):
+    """Byte i follows from the longest context of at most a window that begins at a multiple of the piece."""
+    config = dataclasses.replace(tiny(model__seq_len=64).model, **overrides)
+    graph, _ = build(config)
+    params = init_params(config, 0)
+    params["head"]["kernel"] = params["head"]["kernel"] * 100
+    text = Decoder(config, graph, no_filter(64)).generate(params, b"def ", 90, SamplingConfig(temperature=0.0), 0)
+    full = nnx.merge(graph, params)
+    sequence = np.frombuffer(b"def " + text, np.uint8)
+    next_byte = jax.jit(lambda window: full.head.next_byte(full(window, no_filter(64))))
+    for i in (4, 63, 64, 65, 70, 93):
+        start = -(-max(0, i - 64) // stride) * stride
+        window = np.zeros((1, 64), np.uint8)
+        window[0, : i - start] = sequence[start:i]
+        assert np.argmax(next_byte(window)[0, i - start - 1]) == sequence[i]
 
 
 def test_seeds_repeat(model):

@@ -1,4 +1,6 @@
-"""Nothing sees the future: block and whole model, at every cutoff and filter method, in every way we can ask."""
+"""Nothing sees the future: every mixer, memory, cutoff and filter method, block and model, in every way we can ask."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from flax import nnx
 
 from fftlm_jax.config import ModelConfig
-from fftlm_jax.model import build, init_params
+from fftlm_jax.model import build, init_params, memory
 from fftlm_jax.model.blocks import Block
 from fftlm_jax.spectral import LowPass, no_filter
 
@@ -15,20 +17,26 @@ SEQ_LEN, BINS = 160, 81
 CUTOFFS = (10, 20, 40, 80, BINS)
 
 
-def model_config(conv_method: str = "toeplitz", projections: bool = True) -> ModelConfig:
-    return ModelConfig(
+def model_config(**overrides) -> ModelConfig:
+    base = ModelConfig(
         seq_len=SEQ_LEN,
         kernel_len=40,
         d_model=16,
         n_layers=2,
+        mixer="convolution",
         conv_heads=4,
-        projections=projections,
+        kernel_basis="cosine",
+        projections=True,
+        attention_heads=2,
         ffn_mult=2.0,
         chunk=4,
-        conv_method=conv_method,
+        memory="none",
+        memory_piece=16,
+        conv_method="toeplitz",
         dropout=0.0,
         dtype="float32",
     )
+    return dataclasses.replace(base, **overrides)
 
 
 def logits_function(config: ModelConfig, low_pass: LowPass):
@@ -51,7 +59,7 @@ def random_bytes(seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("method,cutoff", [("cosine", c) for c in CUTOFFS] + [("minimum_phase", 20)])
 def test_changed_bytes_move_no_earlier_logits(method, cutoff, conv_method, tolerance):
     """Everything from t on is replaced, t inside a Toeplitz block (70) and at its border (128)."""
-    logits = logits_function(model_config(conv_method), LowPass(cutoff, BINS, method, 8))
+    logits = logits_function(model_config(conv_method=conv_method), LowPass(cutoff, BINS, method, 8))
     tokens, other = random_bytes(), random_bytes(1)
     reference = np.asarray(logits(tokens))
     for t in (70, 128):
@@ -61,12 +69,63 @@ def test_changed_bytes_move_no_earlier_logits(method, cutoff, conv_method, toler
         assert moved[:, t].max() > 1e-3
 
 
-def test_plain_blocks_are_causal_too():
-    logits = logits_function(model_config(projections=False), no_filter(SEQ_LEN))
-    tokens = random_bytes()
-    changed = tokens.copy()
-    changed[:, 70:] ^= 1
-    np.testing.assert_array_equal(logits(tokens)[:, :70], logits(changed)[:, :70])
+def first_to_move(config: ModelConfig, low_pass: LowPass, t: int) -> int:
+    """First position whose logits change when all bytes from t on are replaced; asserts that t itself is moved."""
+    logits = logits_function(config, low_pass)
+    tokens, other = random_bytes(), random_bytes(1)
+    changed = np.concatenate([tokens[:, :t], other[:, t:]], axis=1)
+    moved = np.abs(np.asarray(logits(changed)) - np.asarray(logits(tokens))).max(axis=(0, 2, 3))
+    assert moved[t] > 1e-3
+    return int(np.flatnonzero(moved)[0])
+
+
+@pytest.mark.parametrize("t", (70, 79, 80, 128))
+@pytest.mark.parametrize(
+    "overrides",
+    (
+        {"projections": False},
+        {"kernel_basis": "taps"},
+        {"mixer": "attention"},
+        {"memory": "aligned"},
+        {"memory": "polar"},
+        {"memory": "polar", "memory_piece": 10},
+        {"memory": "aligned", "mixer": "attention"},
+    ),
+    ids=str,
+)
+def test_every_mixer_and_memory_is_causal_to_the_last_bit(overrides, t):
+    """79 is the last byte of a piece, 80 the first of the next."""
+    assert first_to_move(model_config(**overrides), no_filter(SEQ_LEN), t) == t
+
+
+@pytest.mark.parametrize("overrides", ({"kernel_basis": "taps"}, {"memory": "aligned"}, {"memory": "polar"}), ids=str)
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_no_cutoff_changes_that(cutoff, overrides):
+    assert first_to_move(model_config(**overrides), LowPass(cutoff, BINS), 79) == 79
+
+
+@pytest.mark.parametrize("kind", ("aligned", "polar"))
+def test_a_memory_read_one_byte_early_is_caught(monkeypatch, kind):
+    monkeypatch.setattr(memory, "pieces_done", lambda length, piece: (jnp.arange(length) + 2) // piece)
+    assert first_to_move(model_config(memory=kind), no_filter(SEQ_LEN), 79) == 78
+
+
+@pytest.mark.parametrize(
+    "mixer,memory_kind", (("attention", "none"), ("convolution", "aligned"), ("attention", "polar"))
+)
+def test_no_logit_has_a_gradient_at_a_later_byte(mixer, memory_kind):
+    config = model_config(mixer=mixer, memory=memory_kind)
+    graph, _ = build(config)
+    params = init_params(config, 0)
+    tokens = jnp.asarray(np.arange(SEQ_LEN)[None] % 256)
+
+    def logits(embedding):
+        model = nnx.merge(graph, {**params, "embed": {"embedding": embedding}})
+        return model.head.chunk(model(tokens, no_filter(SEQ_LEN)))[0, 90].sum()
+
+    embedding = params["embed"]["embedding"]
+    gradient = np.abs(jax.jit(jax.grad(logits))(embedding)).max(axis=1)
+    assert (gradient[91:] == 0).all() and gradient[90] > 0
 
 
 @pytest.mark.parametrize("cutoff", (10, 40))

@@ -7,9 +7,11 @@ import shutil
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 
-from fftlm_jax.training import run
+from fftlm_jax.training import run, saved_run
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.verify import main as verify_main
 from tests.tiny import run_main, start_main, tiny_values
@@ -45,10 +47,10 @@ def without_times(record: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def straight(arguments, tmp_path_factory, compile_cache):
+def straight(arguments, tmp_path_factory):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    done = run_main(*arguments, f"--workdir={workdir}", env=compile_cache)
+    done = run_main(*arguments, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -85,12 +87,12 @@ def test_the_last_and_the_best_checkpoints_are_kept(straight):
 
 
 @pytest.mark.parametrize("seed", (1, 5))
-def test_killed_at_random_and_resumed_is_the_same_run(arguments, straight, tmp_path, compile_cache, capsys, seed):
+def test_killed_at_random_and_resumed_is_the_same_run(arguments, straight, tmp_path, capsys, seed):
     """SIGKILL before and behind the raises at 6 and 12, wherever in a step it strikes. State and metrics agree."""
     workdir, options = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"]
     rng = random.Random(seed)
     for target in (rng.randint(1, 8), rng.randint(12, 18)):
-        process = start_main(*options, env=compile_cache)
+        process = start_main(*options)
         deadline = time.monotonic() + 100
         while process.poll() is None and time.monotonic() < deadline:
             log = workdir / "run.log"
@@ -100,7 +102,7 @@ def test_killed_at_random_and_resumed_is_the_same_run(arguments, straight, tmp_p
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    done = run_main(*options, env=compile_cache)
+    done = run_main(*options)
     assert done.returncode == 0, done.stderr
     assert hash_of(workdir, capsys) == hash_of(straight[0], capsys)
     expected, found = (
@@ -123,11 +125,9 @@ def _steps_logged(log) -> int:
 
 
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
-def test_a_signal_finishes_the_step_saves_and_resumes_exactly(
-    arguments, straight, tmp_path, compile_cache, capsys, number
-):
+def test_a_signal_finishes_the_step_saves_and_resumes_exactly(arguments, straight, tmp_path, capsys, number):
     workdir, options = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"]
-    process = start_main(*options, env=compile_cache)
+    process = start_main(*options)
     for line in process.stdout:
         if "step 2/4" in line:
             process.send_signal(number)
@@ -137,14 +137,15 @@ def test_a_signal_finishes_the_step_saves_and_resumes_exactly(
     assert re.search(r"step \d+ is saved; run the same command", errors)
     assert verify_main(["verify", str(workdir)]) == 0
     capsys.readouterr()
-    done = run_main(*options, env=compile_cache)
+    done = run_main(*options)
     assert done.returncode == 0 and "resuming from step" in done.stdout
     assert hash_of(workdir, capsys) == hash_of(straight[0], capsys)
 
 
 def test_a_signal_before_the_first_step_leaves_quietly(arguments, tmp_path):
     """In the midst of the first compilation, whose cache is cold."""
-    process = start_main(*arguments, f"--workdir={tmp_path / 'run'}")
+    cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    process = start_main(*arguments, f"--workdir={tmp_path / 'run'}", env=cold)
     for line in process.stdout:
         if "parameters" in line:
             process.send_signal(signal.SIGINT)
@@ -165,28 +166,26 @@ def tree_hash(folder) -> dict:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in ("run.log", "lock")}
 
 
-def test_the_same_command_again_says_finished_and_changes_nothing(arguments, copy, compile_cache):
+def test_the_same_command_again_says_finished_and_changes_nothing(arguments, copy):
     before = tree_hash(copy)
-    done = run_main(*arguments, f"--workdir={copy}", env=compile_cache)
+    done = run_main(*arguments, f"--workdir={copy}")
     assert done.returncode == 0 and "already finished: 20 steps" in done.stdout
     assert tree_hash(copy) == before
 
 
-def test_another_architecture_is_refused_field_by_field(arguments, copy, compile_cache):
+def test_another_architecture_is_refused_field_by_field(arguments, copy):
     before = tree_hash(copy)
-    done = run_main(
-        *arguments, f"--workdir={copy}", "--config.model.d_model=32", "--config.lr.base=0.5", env=compile_cache
-    )
+    done = run_main(*arguments, f"--workdir={copy}", "--config.model.d_model=32", "--config.lr.base=0.5")
     assert done.returncode == 4
     assert "model.d_model: 16 -> 32" in done.stderr and "lr.base: 0.01 -> 0.5" in done.stderr
     assert tree_hash(copy) == before, "nothing on disk was touched"
 
 
-def test_more_epochs_on_request(arguments, copy, compile_cache):
+def test_more_epochs_on_request(arguments, copy):
     more = [*arguments, f"--workdir={copy}", "--config.train.epochs=6"]
-    refused = run_main(*more, env=compile_cache)
+    refused = run_main(*more)
     assert refused.returncode == 4 and "train.epochs: 5 -> 6" in refused.stderr and "resume.allow" in refused.stderr
-    done = run_main(*more, "--config.resume.allow=train.epochs", env=compile_cache)
+    done = run_main(*more, "--config.resume.allow=train.epochs")
     assert done.returncode == 0, done.stderr
     records = read_metrics(copy / "metrics.jsonl")
     assert [r["key"] for r in records if r.get("event") == "config_changed"] == ["train.epochs"]
@@ -194,13 +193,13 @@ def test_more_epochs_on_request(arguments, copy, compile_cache):
     assert json.loads((copy / "config.json").read_text())["train"]["epochs"] == 6
 
 
-def test_other_data_is_refused(arguments, copy, tmp_path, compile_cache):
+def test_other_data_is_refused(arguments, copy, tmp_path):
     (tmp_path / "other.txt").write_bytes(b"other bytes " * 500)
-    done = run_main(*arguments, f"--workdir={copy}", f"--config.data.path={tmp_path / 'other.txt'}", env=compile_cache)
+    done = run_main(*arguments, f"--workdir={copy}", f"--config.data.path={tmp_path / 'other.txt'}")
     assert done.returncode == 4 and "the corpus differs" in done.stderr
 
 
-def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, straight, copy, compile_cache, capsys):
+def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, straight, copy, capsys):
     data = max(
         (copy / "checkpoints" / "20" / "arrays").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
     )
@@ -209,46 +208,45 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, strai
     data.write_bytes(content)
     assert verify_main(["verify", str(copy)]) == 4
     assert f"{data.name} does not match its manifest" in capsys.readouterr().out
-    done = run_main(*arguments, f"--workdir={copy}", env=compile_cache)
+    done = run_main(*arguments, f"--workdir={copy}")
     assert done.returncode == 0 and "resuming from step 15" in done.stdout
     assert hash_of(copy, capsys) == hash_of(straight[0], capsys)
     assert (copy / "quarantine" / "20").is_dir()
 
 
-def test_when_no_step_is_usable_nothing_starts_over(arguments, copy, compile_cache):
+def test_when_no_step_is_usable_nothing_starts_over(arguments, copy):
     for manifest in (copy / "checkpoints").glob("*/manifest.json"):
         manifest.unlink()
     before = tree_hash(copy)
-    done = run_main(*arguments, f"--workdir={copy}", env=compile_cache)
+    done = run_main(*arguments, f"--workdir={copy}")
     assert done.returncode == 4 and "no step is usable" in done.stderr and "step 20" in done.stderr
     assert tree_hash(copy) == before
 
 
-def test_overwrite_moves_the_old_run_aside(arguments, copy, compile_cache):
+def test_overwrite_moves_the_old_run_aside(arguments, copy):
     done = run_main(
         *arguments,
         f"--workdir={copy}",
         "--overwrite",
         "--config.train.epochs=1",
         "--config.lr.base=0.1",
-        env=compile_cache,
     )
     assert done.returncode == 0, done.stderr
     assert (copy.with_name("copy.1") / "checkpoints" / "20").is_dir()
     assert json.loads((copy / "config.json").read_text())["lr"]["base"] == 0.1
 
 
-def test_resume_modes(arguments, copy, tmp_path, compile_cache):
-    never = run_main(*arguments, f"--workdir={copy}", "--config.resume.mode=never", env=compile_cache)
+def test_resume_modes(arguments, copy, tmp_path):
+    never = run_main(*arguments, f"--workdir={copy}", "--config.resume.mode=never")
     assert never.returncode == 1 and "is not empty" in never.stderr
-    must = run_main(*arguments, f"--workdir={tmp_path / 'new'}", "--config.resume.mode=must", env=compile_cache)
+    must = run_main(*arguments, f"--workdir={tmp_path / 'new'}", "--config.resume.mode=must")
     assert must.returncode == 4 and "holds no run" in must.stderr and not (tmp_path / "new").exists()
 
 
-def test_weights_of_a_run_start_another_at_its_cutoff(arguments, copy, tmp_path, compile_cache):
+def test_weights_of_a_run_start_another_at_its_cutoff(arguments, copy, tmp_path):
     """Never regress: the new run's ladder begins at 4, the weights come from cutoff 17; its architecture is theirs."""
     options = [f"--workdir={tmp_path / 'new'}", f"--config.init.checkpoint={copy}", "--config.model.d_model=64"]
-    done = run_main(*arguments, *options, "--config.train.epochs=1", env=compile_cache)
+    done = run_main(*arguments, *options, "--config.train.epochs=1")
     assert done.returncode == 0, done.stderr
     first = next(r for r in read_metrics(tmp_path / "new" / "metrics.jsonl") if r["kind"] == "train")
     old = [r for r in read_metrics(copy / "metrics.jsonl") if r["kind"] == "train"]
@@ -256,15 +254,15 @@ def test_weights_of_a_run_start_another_at_its_cutoff(arguments, copy, tmp_path,
     assert json.loads((tmp_path / "new" / "config.json").read_text())["model"]["d_model"] == 16
 
 
-def test_a_second_process_is_kept_out(arguments, tmp_path, compile_cache):
+def test_a_second_process_is_kept_out(arguments, tmp_path):
     options = [*arguments, f"--workdir={tmp_path / 'run'}", "--config.train.epochs=400"]
-    first = start_main(*options, env=compile_cache)
+    first = start_main(*options)
     try:
         for line in first.stdout:
             if "step 2/4" in line:
                 break
         for more in ([], ["--overwrite"]):
-            second = run_main(*options, *more, env=compile_cache)
+            second = run_main(*options, *more)
             assert second.returncode == 5 and f"in use by process {first.pid}" in second.stderr
         assert first.poll() is None and [p.name for p in tmp_path.iterdir()] == ["run"]
     finally:
@@ -272,9 +270,9 @@ def test_a_second_process_is_kept_out(arguments, tmp_path, compile_cache):
         first.communicate()
 
 
-def test_a_nonfinite_loss_stops_the_run_with_the_facts(arguments, tmp_path, compile_cache):
+def test_a_nonfinite_loss_stops_the_run_with_the_facts(arguments, tmp_path):
     options = [*arguments, f"--workdir={tmp_path / 'run'}", "--config.lr.base=1e30", "--config.optim.clip=1e30"]
-    done = run_main(*options, env=compile_cache)
+    done = run_main(*options)
     assert done.returncode == 3, done.stderr
     assert re.search(r"step \d+: loss .* at cutoff 4, LR .* corpus offset \d+", done.stderr)
     event = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r.get("event") == "nonfinite"]
@@ -282,12 +280,12 @@ def test_a_nonfinite_loss_stops_the_run_with_the_facts(arguments, tmp_path, comp
     assert event[0]["lr"] > 1e29, "the rate of the step that failed"
 
 
-def test_a_first_save_cut_short_starts_over_and_loses_nothing(arguments, straight, copy, compile_cache, capsys):
+def test_a_first_save_cut_short_starts_over_and_loses_nothing(arguments, straight, copy, capsys):
     for step in (copy / "checkpoints").iterdir():
         if step.name != "15":
             shutil.rmtree(step)
     (copy / "checkpoints" / "15" / "manifest.json").unlink()
-    done = run_main(*arguments, f"--workdir={copy}", env=compile_cache)
+    done = run_main(*arguments, f"--workdir={copy}")
     assert done.returncode == 0 and "step 15 was moved to quarantine/: it has no manifest" in done.stdout
     assert hash_of(copy, capsys) == hash_of(straight[0], capsys)
     assert [r["step"] for r in read_metrics(copy / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 21))
@@ -295,60 +293,124 @@ def test_a_first_save_cut_short_starts_over_and_loses_nothing(arguments, straigh
     assert (copy / "quarantine" / "15").is_dir()
 
 
-def test_overwrite_moves_nothing_but_runs(arguments, tmp_path, compile_cache):
+def test_overwrite_moves_nothing_but_runs(arguments, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    done = run_main(*arguments, f"--workdir={tmp_path / 'thesis'}", "--overwrite", env=compile_cache)
+    done = run_main(*arguments, f"--workdir={tmp_path / 'thesis'}", "--overwrite")
     assert done.returncode == 1 and "holds no run and will not be moved" in done.stderr
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
 
 
-def test_a_run_from_weights_resumes_without_their_source(arguments, copy, tmp_path, compile_cache):
+def test_a_run_from_weights_resumes_without_their_source(arguments, copy, tmp_path):
     options = [*arguments, f"--workdir={tmp_path / 'new'}", f"--config.init.checkpoint={copy}"]
     options += ["--config.model.seq_len=64", "--config.curriculum.ladder=(4,8,'full')"]
-    process = start_main(*options, env=compile_cache)
+    process = start_main(*options)
     for line in process.stdout:
         if "step 2/4" in line:
             process.send_signal(signal.SIGTERM)
             break
     assert "Traceback" not in process.communicate(timeout=100)[1] and process.returncode == 143
     shutil.rmtree(copy)
-    done = run_main(*options, env=compile_cache)
+    done = run_main(*options)
     assert done.returncode == 0, done.stderr
     first = next(r for r in read_metrics(tmp_path / "new" / "metrics.jsonl") if r["kind"] == "train")
     assert first["cutoff"] == 33, "full of 17 bins is full of 33"
 
 
-def test_a_profile_window_survives_a_stop_inside_it(arguments, tmp_path, compile_cache):
+def test_a_profile_window_survives_a_stop_inside_it(arguments, tmp_path):
     options = [*arguments, f"--workdir={tmp_path / 'run'}", "--config.profile.start=1", "--config.profile.steps=12"]
-    process = start_main(*options, env=compile_cache)
+    process = start_main(*options)
     for line in process.stdout:
         if "step 4/4" in line:
             process.send_signal(signal.SIGTERM)
             break
     process.communicate(timeout=100)
     assert process.returncode == 143 and len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
-    done = run_main(*options, env=compile_cache)
+    done = run_main(*options)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 2
 
 
-@pytest.mark.parametrize(
-    "case,overrides",
+WAYS_TO_TRAIN = (
+    ("minimum phase", {"curriculum__method": "minimum_phase", "curriculum__transition_bins": 2}),
+    ("signal", {"curriculum__method": "signal", "objective__positions": "last", "objective__next_byte_weight": 0.0}),
+    ("schedule", {"curriculum__rule": "schedule", "curriculum__schedule": ((0, 4), (1, "full"))}),
+    ("bfloat16 and dropout", {"model__dtype": "bfloat16", "model__dropout": 0.1, "curriculum__rule": "none"}),
+    ("plain blocks", {"model__projections": False, "model__conv_heads": 1, "lr__restart": "pulse"}),
     (
-        ("minimum phase", {"curriculum__method": "minimum_phase", "curriculum__transition_bins": 2}),
-        (
-            "signal",
-            {"curriculum__method": "signal", "objective__positions": "last", "objective__next_byte_weight": 0.0},
-        ),
-        ("schedule", {"curriculum__rule": "schedule", "curriculum__schedule": ((0, 4), (1, "full"))}),
-        ("bfloat16 and dropout", {"model__dtype": "bfloat16", "model__dropout": 0.1, "curriculum__rule": "none"}),
-        ("plain blocks", {"model__projections": False, "model__conv_heads": 1, "lr__restart": "pulse"}),
+        "next byte, taps, average",
+        {"objective__name": "next_byte", "model__kernel_basis": "taps", "optim__ema_decay": 0.9},
+    ),
+    ("attention, polar memory", {"model__mixer": "attention", "model__memory": "polar", "curriculum__rule": "none"}),
+    (
+        "chunk head, aligned memory",
+        {"objective__name": "chunk_head", "model__memory": "aligned", "model__dropout": 0.1},
     ),
 )
-def test_every_way_to_train_runs_to_its_end(tmp_path, case, overrides):
-    result = run(tiny_values(train__epochs=3, train__accum_steps=1, **overrides), tmp_path / "run")
+
+
+@pytest.mark.parametrize("case,overrides", WAYS_TO_TRAIN, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_way_to_train_learns_and_resumes_exactly(tmp_path, capsys, case, overrides):
+    """Trained to the end, then set back to a checkpoint in the middle and trained to the end again."""
+    values = tiny_values(train__epochs=3, train__accum_steps=1, model__memory_piece=4, sample__bytes=0, **overrides)
+    result = run(values, tmp_path / "run")
     train = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
     assert result["step"] == 12 and result["bpb"] < 8.5
     assert train[-1]["loss"] < train[0]["loss"]
     assert result["cutoff"] == 17 or result["raises"] == 1, "12 steps: one raise by the plateau rule, or the full band"
+    assert set_back_and_finished_again(values, tmp_path / "run", capsys)
+
+
+def set_back_and_finished_again(values, workdir, capsys) -> bool:
+    """Removes the last checkpoint, trains to the end once more, and compares the states."""
+    straight = hash_of(workdir, capsys)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    run(values, workdir)
+    assert "resuming from step" in capsys.readouterr().out
+    return hash_of(workdir, capsys) == straight
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A next-byte run that ended below the full band, at 8 of 17 bins."""
+    workdir = tmp_path_factory.mktemp("backbone") / "run"
+    values = tiny_values(train__epochs=3, objective__name="next_byte", model__chunk=1, model__memory="polar")
+    assert run(values, workdir)["cutoff"] == 8
+    return workdir
+
+
+def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(backbone, tmp_path, capsys):
+    values = tiny_values(
+        train__epochs=3,
+        objective__name="chunk_head",
+        objective__backbone="frozen",
+        init__checkpoint=str(backbone),
+        optim__weight_decay=0.5,
+    )
+    result = run(values, tmp_path / "run")
+    assert "the backbone is frozen: the head alone learns, at cutoff 8; no curriculum" in capsys.readouterr().out
+    assert result["cutoff"] == 8 and result["raises"] == 0, "frozen coefficients cannot learn what a raise would open"
+    before, after = (saved_run.load(folder, "last") for folder in (backbone, tmp_path / "run"))
+    head_before, head_after = before.params.pop("head")["kernel"], after.params.pop("head")["kernel"]
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    assert head_before.shape[0] == 1 and head_after.shape[0] == 4
+    assert not np.allclose(head_before[0], head_after[0])
+    train = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert train[-1]["chunk_loss"] < train[0]["chunk_loss"]
+    assert set_back_and_finished_again(values, tmp_path / "run", capsys)
+
+
+def test_the_average_of_the_weights_is_evaluated_beside_them(tmp_path, capsys):
+    """With a decay near 0 the average is the weights themselves; with one near 1 it lags behind."""
+    scores = {}
+    for decay in (1e-9, 0.9):
+        workdir = tmp_path / str(decay)
+        values = tiny_values(train__epochs=3, optim__ema_decay=decay, sample__bytes=0)
+        scores[decay] = run(values, workdir)
+        raw, average = (saved_run.load(workdir, "last", averaged=averaged) for averaged in (False, True))
+        if decay < 0.5:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), raw.params, average.params)
+    assert scores[1e-9]["ema_bpb"] == pytest.approx(scores[1e-9]["bpb"], abs=1e-4)
+    assert scores[0.9]["ema_bpb"] > scores[0.9]["bpb"] + 0.01, "twelve steps in, the average still holds young weights"
+    assert scores[0.9]["bpb"] == scores[1e-9]["bpb"], "averaging changes nothing about training"
+    assert "ema_bpb=" in capsys.readouterr().out
