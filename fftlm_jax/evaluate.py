@@ -1,0 +1,149 @@
+"""`python -m fftlm_jax.evaluate RUN_DIR`: how well a saved run predicts held-out text, and where in a window it does.
+
+    python -m fftlm_jax.evaluate runs/quickstart
+    python -m fftlm_jax.evaluate runs/quickstart --step=last --text=other.txt
+
+Prints bits per byte, of next-byte prediction and of chunks at once, by position in the window and by offset in the
+chunk; writes the numbers and a picture into the run directory (evaluation_<step>.json and .png).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from fftlm_jax.data import evaluation_batches
+from fftlm_jax.errors import CheckpointError, RunError, SaveError, UsageError
+from fftlm_jax.evaluation_figure import draw
+from fftlm_jax.model import build
+from fftlm_jax.training import saved_run
+from fftlm_jax.training.evaluation import (
+    Tally,
+    bpb_by_position,
+    bpb_by_range,
+    chunk_bpb_by_offset,
+    make_evaluate,
+    summary,
+)
+from fftlm_jax.training.saved_run import SavedRun
+from fftlm_jax.training.setup import load_run_corpus
+
+_RANGES = 8  # Rows of the table of positions.
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns an exit code of `fftlm_jax.errors`."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        _run(_parser().parse_args(arguments))
+    except RunError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def tally_of(saved: SavedRun, text: np.ndarray) -> Tally:
+    """Losses of a saved run on a text, by place; every byte but the first is scored once."""
+    model, graph = saved.config.model, build(saved.config.model)[0]
+    evaluate = make_evaluate(saved.config, graph, saved.low_pass)
+    batches = evaluation_batches(text, model.seq_len, model.chunk, saved.config.eval.batch_size)
+    return evaluate(saved.params, batches)
+
+
+def results(saved: SavedRun, tally: Tally, text_bytes: int) -> dict[str, Any]:
+    """Everything about one evaluation, as JSON takes it; positions and offsets count from 1 byte ahead of the input."""
+    found: dict[str, Any] = {
+        "step": saved.step,
+        "text_bytes": text_bytes,
+        "next_bytes_scored": int(tally.next_byte_count_T.sum()),
+        **{name: round(value, 6) for name, value in summary(tally, saved.config.objective).items()},
+        "bpb_by_position": _rounded(bpb_by_position(tally)),
+    }
+    if tally.chunk_NC is not None:
+        found["chunk_bytes_scored"] = int(tally.chunk_count_NC.sum())
+        found["chunk_bpb_by_offset"] = _rounded(chunk_bpb_by_offset(tally))
+    return found
+
+
+def table(found: dict[str, Any], tally: Tally) -> str:
+    """The results as lines of text."""
+    lines = [
+        f"step {found['step']}, {found['text_bytes']:,} bytes of text",
+        f"bpb        {found['bpb']:.4f}   next byte, {found['next_bytes_scored']:,} bytes, each scored once",
+    ]
+    if "chunk_bpb" in found:
+        size = len(found["chunk_bpb_by_offset"])
+        count = f"{found['chunk_bytes_scored']:,} bytes, each scored once"
+        lines.append(f"chunk bpb  {found['chunk_bpb']:.4f}   {size} bytes at once, {count}")
+    lines += ["", "position in the window   bpb"]
+    lines += [f"{f'{first} to {last}':>22}   {bits:.4f}" for first, last, bits in bpb_by_range(tally, _RANGES)]
+    if "chunk_bpb_by_offset" in found:
+        lines += ["", "byte of the chunk        bpb"]
+        lines += [
+            f"{offset:>22}   " + ("-" if bits is None else f"{bits:.4f}")
+            for offset, bits in enumerate(found["chunk_bpb_by_offset"], start=1)
+        ]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", help="run directory")
+    parser.add_argument("--step", default="best", help="best (lowest bpb), last, or a step number")
+    parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
+    parser.add_argument("--text", help="score this whole file in place of the run's held-out part")
+    parser.add_argument("--max_bytes", type=int, default=0, help="of the text, from its beginning; 0 for all of it")
+    parser.add_argument("--out", type=Path, help="where to write; by default evaluation_<step> in the run directory")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    saved = saved_run.load(args.workdir, args.step, averaged=args.ema)
+    text = _text(args, saved)
+    tally = tally_of(saved, text)
+    found = results(saved, tally, len(text))
+    print(table(found, tally))
+    out = args.out or Path(args.workdir) / f"evaluation_{saved.step}{'_ema' if args.ema else ''}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        title = f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}"
+        draw(tally, out.with_suffix(".png"), title)
+    except OSError as error:
+        raise SaveError(f"{out}: cannot be written ({error.strerror}).") from error
+    print(f"\nsee {out.with_suffix('.png')} and {out.with_suffix('.json')}")
+
+
+def _text(args: argparse.Namespace, saved: SavedRun) -> np.ndarray:
+    if args.max_bytes < 0:
+        raise UsageError(f"--max_bytes: must be at least 0, not {args.max_bytes}.")
+    if args.text:
+        try:
+            text = np.fromfile(args.text, np.uint8)
+        except OSError as error:
+            raise UsageError(f"--text: {args.text} cannot be read ({error.strerror}); name a file.") from None
+    else:
+        corpus = load_run_corpus(saved.config)
+        if corpus.fingerprint != saved.corpus:
+            raise CheckpointError(
+                f"the corpus differs from the run's (fingerprint {saved.corpus[:12]} -> {corpus.fingerprint[:12]}), so "
+                "its held-out part may have been trained on; bring the old bytes back, or name a --text."
+            )
+        text = corpus.held_out
+    text = text[: args.max_bytes or None]
+    window = saved.config.model.seq_len + saved.config.model.chunk
+    if len(text) < window:
+        raise UsageError(f"the text of {len(text)} bytes holds no window of {window}; give a longer one.")
+    return text
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""`fftlm_jax.evaluate`: every byte in its place and scored once, and a command line that says what is wrong."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fftlm_jax import evaluate
+from fftlm_jax.data import evaluation_batches
+from fftlm_jax.model import build, score
+from fftlm_jax.training import run, saved_run
+from fftlm_jax.training.evaluation import bpb_by_range
+from tests.tiny import tiny_values
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished chunk run on a small text of its own, with an average of the weights."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    text = np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 6000)
+    (folder / "corpus.txt").write_bytes(text.tobytes())
+    values = tiny_values(
+        train__epochs=2, data__path=str(folder / "corpus.txt"), optim__ema_decay=0.5, sample__bytes=0, eval__max_bytes=0
+    )
+    run(values, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def saved(workdir):
+    return saved_run.load(workdir, "last")
+
+
+TEXT = np.random.default_rng(1).integers(97, 105, 777).astype(np.uint8)
+
+
+def test_every_byte_but_the_first_chunks_is_scored_exactly_once(saved):
+    """24 windows of 32 and a rest of 9 bytes; chunks of 4."""
+    tally = evaluate.tally_of(saved, TEXT)
+    assert tally.next_byte_count_T.sum() == len(TEXT) - 1
+    assert tally.chunk_count_NC.sum() == len(TEXT) - 4
+    np.testing.assert_array_equal(tally.next_byte_count_T, [25] * 8 + [24] * 24)
+    assert tally.chunk_count_NC.shape == (8, 4)
+
+
+def test_places_add_up_to_the_loss_of_each_byte(saved):
+    graph, _ = build(saved.config.model)
+    nats = np.zeros(32)
+    for batch in evaluation_batches(TEXT, 32, 4, 5):
+        scores = score(
+            graph,
+            saved.params,
+            jnp.asarray(batch.windows),
+            saved.low_pass,
+            chunk=4,
+            with_chunk=False,
+            valid_B=jnp.asarray(batch.valid),
+        )
+        nats += np.asarray(scores.next_byte_BT * scores.next_byte_weight_BT).sum(axis=0)
+    tally = evaluate.tally_of(saved, TEXT)
+    np.testing.assert_allclose(tally.next_byte_T, nats, rtol=1e-4)
+    found = evaluate.results(saved, tally, len(TEXT))
+    assert found["bpb"] == pytest.approx(nats.sum() / (len(TEXT) - 1) / math.log(2), rel=1e-4)
+    weights = tally.chunk_count_NC.sum(axis=0)
+    mean = np.average(found["chunk_bpb_by_offset"], weights=weights)
+    assert mean == pytest.approx(found["chunk_bpb"], abs=1e-3)
+
+
+def test_ranges_cover_every_position_once(saved):
+    tally = evaluate.tally_of(saved, TEXT)
+    ranges = bpb_by_range(tally, 5)
+    assert ranges[0][0] == 1 and ranges[-1][1] == 32
+    assert all(after == last + 1 for (_, last, _), (after, _, _) in zip(ranges, ranges[1:]))
+    weights = [tally.next_byte_count_T[first - 1 : last].sum() for first, last, _ in ranges]
+    bpb = evaluate.results(saved, tally, len(TEXT))["bpb"]
+    assert np.average([bits for *_, bits in ranges], weights=weights) == pytest.approx(bpb, rel=1e-6)
+
+
+def test_the_command_agrees_with_the_run(workdir, saved, capsys):
+    assert evaluate.main([str(workdir), "--step=last"]) == 0
+    output = capsys.readouterr().out
+    found = json.loads((workdir / f"evaluation_{saved.step}.json").read_text())
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = [r for r in records if r["kind"] == "eval"][-1]
+    for name in ("bpb", "chunk_bpb", "loss"):
+        assert found[name] == pytest.approx(last[name], abs=1e-5)
+    np.testing.assert_allclose(found["chunk_bpb_by_offset"], last["chunk_bpb_by_offset"], atol=2e-4)
+    assert "599 bytes, each scored once" in output and "596 bytes, each scored once" in output
+    assert (workdir / f"evaluation_{saved.step}.png").read_bytes().startswith(b"\x89PNG")
+    assert evaluate.main([str(workdir), "--step=last", "--ema"]) == 0
+    average = json.loads((workdir / f"evaluation_{saved.step}_ema.json").read_text())
+    assert average["bpb"] == pytest.approx(last["ema_bpb"], abs=1e-5)
+
+
+def test_another_text_can_be_scored(workdir, tmp_path, capsys):
+    (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
+    assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", f"--out={tmp_path / 'new' / 'e'}"]) == 0
+    assert "777 bytes of text" in capsys.readouterr().out and (tmp_path / "new" / "e.png").exists()
+
+
+@pytest.mark.parametrize(
+    "case,arguments,code,message",
+    (
+        ("no run", ["{tmp}"], 1, "holds no run"),
+        ("no such step", ["{run}", "--step=99"], 1, "is not best, last or one of the saved steps"),
+        ("no such text", ["{run}", "--text={tmp}/none"], 1, "--text: {tmp}/none cannot be read"),
+        ("short text", ["{run}", "--max_bytes=20"], 1, "20 bytes holds no window of 36"),
+        ("negative cap", ["{run}", "--max_bytes=-1"], 1, "--max_bytes: must be at least 0"),
+    ),
+)
+def test_bad_input_gets_one_sentence(workdir, tmp_path, capsys, case, arguments, code, message):
+    filled = [a.format(run=workdir, tmp=tmp_path) for a in arguments]
+    assert evaluate.main(filled) == code
+    assert message.format(run=workdir, tmp=tmp_path) in capsys.readouterr().err
+
+
+def test_a_corpus_that_changed_is_not_called_held_out(workdir, capsys):
+    corpus = workdir.parent / "corpus.txt"
+    before = corpus.read_bytes()
+    try:
+        corpus.write_bytes(before[::-1])
+        assert evaluate.main([str(workdir)]) == 4
+        assert "may have been trained on" in capsys.readouterr().err
+    finally:
+        corpus.write_bytes(before)
