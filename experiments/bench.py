@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from configs import shakespeare_cpu  # noqa: E402
-from fftlm_jax.config import read_config  # noqa: E402
+from fftlm_jax.config import Config, read_config  # noqa: E402
 from fftlm_jax.curriculum import Answer  # noqa: E402
 from fftlm_jax.model import build  # noqa: E402
 from fftlm_jax.spectral import causal_convolve  # noqa: E402
@@ -95,22 +95,25 @@ def bench_step(rounds: int) -> list[Row]:
     for method in ("fft", "toeplitz"):
         values = shakespeare_cpu.get_config()
         values.model.conv_method = method
-        config = read_config(values)
-        tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
-        controller = setup.build_controller(config)
-        step = make_train_step(config, graph, tx, setup.low_pass_at(config, controller.cutoff))
-        shape = setup.step_arguments(config, tx)[1].shape
-        windows = np.random.default_rng(0).integers(0, 128, shape).astype(np.uint8)
-        holder = {"state": setup.first_state(config, controller, tx)}
-
-        def one_step(
-            holder: dict[str, Any] = holder, step: Callable = step, windows: np.ndarray = windows
-        ) -> jax.Array:
-            holder["state"], metrics = step(holder["state"], windows, *events(Answer()))
-            return metrics.loss
-
-        sides[method] = one_step
+        sides[method] = training_step(read_config(values))
     return [compare("training step of shakespeare_cpu", sides, rounds)]
+
+
+def training_step(config: Config) -> Callable[[], jax.Array]:
+    """A function that trains one step further at every call, on random bytes, and returns the loss."""
+    tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
+    controller = setup.build_controller(config)
+    step = make_train_step(config, graph, tx, setup.low_pass_at(config, controller.cutoff))
+    shape = setup.step_arguments(config, tx)[1].shape
+    windows = np.random.default_rng(0).integers(0, 128, shape).astype(np.uint8)
+    state = setup.first_state(config, controller, tx)
+
+    def one_step() -> jax.Array:
+        nonlocal state
+        state, metrics = step(state, windows, *events(Answer()))
+        return metrics.loss
+
+    return one_step
 
 
 SUITES: dict[str, Callable[[int], list[Row]]] = {"conv": bench_conv, "step": bench_step}
