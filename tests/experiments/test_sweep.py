@@ -1,0 +1,103 @@
+"""Sweeps: which trials there are, that failures stay alone, that nothing is trained twice, and what the table says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import chunk_lm, sweep
+from experiments.arm_statistics import compare_arms, mean_interval
+from experiments.sweep import Outcome, Trial, outcome_of, parse_arm, report, trials_of
+
+CONFIG_FILE = """
+from tests.tiny import tiny_values
+
+def get_config():
+    return tiny_values(train__epochs=1, curriculum__rule="none", sample__bytes=0)
+"""
+
+
+def test_trials_are_the_product_of_arms_points_and_seeds():
+    found = trials_of([("a", ()), ("b", ("x=1",))], [("lr.base", ("1e-3", "2e-3"))], (0, 1))
+    assert len(found) == 8
+    assert [t.seed for t in found] == [0] * 4 + [1] * 4, "whole comparisons first"
+    assert found[3] == Trial("b lr.base=2e-3", ("x=1", "lr.base=2e-3"), 0)
+    assert found[3].name == "b_lr.base_2e-3-seed0"
+    assert parse_arm("b: x=1 y=2") == ("b", ("x=1", "y=2")) and parse_arm("plain") == ("plain", ())
+
+
+def test_trials_never_share_a_folder():
+    with pytest.raises(ValueError, match="name the arms apart"):
+        trials_of([("a b", ()), ("a_b", ())], [], (0,))
+
+
+def outcomes(table):
+    return [
+        Outcome(Trial(arm, (), seed), "finished", {"bpb": value})
+        for arm, values in table.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_table_ranks_and_compares_on_the_same_seeds():
+    table = {"base": (2.0, 2.2, 2.4), "better": (1.9, 2.1, 2.3), "once": (2.5,)}
+    rows = {row.arm: row for row in compare_arms(sweep.values_by_arm(outcomes(table), "bpb"), "base")}
+    assert list(rows) == ["better", "base", "once"]
+    assert rows["better"].difference == pytest.approx(-0.1)
+    assert rows["better"].interval == pytest.approx((-0.1, -0.1)), "paired: the spread of the seeds cancels"
+    assert rows["base"].difference is None and rows["base"].sd == pytest.approx(0.2)
+    assert rows["once"].difference == pytest.approx(0.5) and rows["once"].interval is None
+    text = report([*outcomes(table), Outcome(Trial("bad", (), 0), "failed", {}, "exit code 1: why")], "bpb", "base")
+    assert "| 1 | better | 2.1000 | 0.2000 | 3 | -0.1000" in text and "bad-seed0: failed exit code 1: why" in text
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    for count in (3, 12):
+        samples = rng.normal(size=(400, count))
+        covered = np.mean([low <= 0 <= high for low, high in map(mean_interval, samples)])
+        assert 0.87 < covered < 0.99, count
+
+
+def test_a_sweep_goes_on_after_a_failure_and_trains_nothing_twice(tmp_path, capsys):
+    (tmp_path / "tiny_sweep.py").write_text(CONFIG_FILE)
+    options = [f"--config={tmp_path / 'tiny_sweep.py'}", f"--out={tmp_path / 'out'}"]
+    options += ["--arm=broken: model.d_model=-1", "--arm=good"]
+    assert sweep.main([*options, "--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("1  good-seed0")
+    assert sweep.main(options) == 1
+    output = capsys.readouterr().out
+    assert "broken-seed0: failed exit code 1: ConfigError: config.model.d_model" in output
+    assert "good-seed0: finished bpb=" in output
+    metrics = tmp_path / "out" / "good-seed0" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    assert sweep.main([*options, "--report"]) == 1
+    assert sweep.main([*options, "--index=1"]) == 0
+    assert metrics.stat().st_mtime_ns == before
+    written = json.loads((tmp_path / "out" / "trials.json").read_text())
+    assert [t["status"] for t in written] == ["failed", "finished"] and written[1]["bpb"] > 0
+    assert "| 1 | good |" in (tmp_path / "out" / "REPORT.md").read_text()
+
+
+@pytest.mark.parametrize("arguments,message", ((["--index=5"], "outside 0..0"), (["--baseline=x"], "is no arm")))
+def test_bad_options_are_said(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        sweep.main([f"--config={tmp_path}", f"--out={tmp_path / 'out'}", *arguments])
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_trial_that_never_ran_is_said_to_be_so(tmp_path):
+    assert outcome_of(Trial("a", (), 0), tmp_path).status == "not run"
+
+
+@pytest.mark.parametrize("arm", chunk_lm.ARMS)
+def test_every_arm_of_the_chunk_experiment_is_a_valid_config(arm):
+    chunk_lm.config_of(chunk_lm.ARMS[arm])
+
+
+def test_faster_arms_get_more_steps():
+    ms = {arm: 50.0 if arm == "plain block" else 100.0 for arm in chunk_lm.ARMS if arm != chunk_lm.SAME_STEPS}
+    planned = {t.arm: t for t in chunk_lm.trials(ms, seconds=60, seeds=1)}
+    assert "train.steps_per_epoch=150" in planned["plain block"].overrides
+    assert "train.steps_per_epoch=75" in planned[chunk_lm.BASE].overrides
+    assert planned[chunk_lm.SAME_STEPS].overrides[2:] == planned[chunk_lm.BASE].overrides
