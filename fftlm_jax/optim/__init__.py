@@ -1,6 +1,10 @@
-"""Optax transforms, usable alone: the sawtooth learning rate with restarts, routing of parameters by path."""
+"""Optax transforms, usable alone: Muon with a radial component, the sawtooth learning rate, routing by path."""
 
 from fftlm_jax.optim.build import build_optimizer
+from fftlm_jax.optim.matrix_layout import MatrixLayout, from_matrices, resolve_layouts, to_matrices
+from fftlm_jax.optim.per_leaf import PerPath
+from fftlm_jax.optim.polar import polar
+from fftlm_jax.optim.polar_express import polar_express_coefficients
 from fftlm_jax.optim.routing import DECAYED_GROUPS, PARAMETER_RULES, label_params, path_string
 from fftlm_jax.optim.sawtooth import (
     SawtoothState,
