@@ -2,6 +2,7 @@
 
 from fftlm_jax.optim.build import build_optimizer
 from fftlm_jax.optim.matrix_layout import MatrixLayout, from_matrices, resolve_layouts, to_matrices
+from fftlm_jax.optim.momentum import NesterovEmaState, scale_by_nesterov_ema
 from fftlm_jax.optim.per_leaf import PerPath
 from fftlm_jax.optim.polar import polar
 from fftlm_jax.optim.polar_express import polar_express_coefficients
