@@ -6,6 +6,7 @@ from fftlm_jax.optim.momentum import NesterovEmaState, scale_by_nesterov_ema
 from fftlm_jax.optim.per_leaf import PerPath
 from fftlm_jax.optim.polar import polar
 from fftlm_jax.optim.polar_express import polar_express_coefficients
+from fftlm_jax.optim.radial import RadialParts, RadialStats, orthogonal_radial_decomposition
 from fftlm_jax.optim.routing import DECAYED_GROUPS, PARAMETER_RULES, label_params, path_string
 from fftlm_jax.optim.sawtooth import (
     SawtoothState,
