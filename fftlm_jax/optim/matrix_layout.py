@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fftlm_jax.optim.per_leaf import PerPath, per_leaf
+from fftlm_jax.optim.per_leaf import PerPath, leaf_paths, per_leaf
 
 Matrices = tuple[jax.Array, ...]
 
@@ -58,8 +58,8 @@ def to_matrices(x: jax.Array, layout: MatrixLayout, name: str = "the array") -> 
         ValueError: naming the leaf if its rank is below 2, or the layout does not fit it.
     """
     batch, reduction, output = _axes(x.shape, layout, name)
-    x = x.transpose(batch + reduction + output)
-    x = x.reshape(*x.shape[: len(batch)], _size(x, len(batch), len(reduction)), -1)
+    fan_in, fan_out = (math.prod(x.shape[axis] for axis in axes) for axes in (reduction, output))
+    x = x.transpose(batch + reduction + output).reshape(*(x.shape[axis] for axis in batch), fan_in, fan_out)
     if layout.blocks == 1:
         return (x,)
     axis = -1 if layout.block_axis == "out" else -2
@@ -88,6 +88,20 @@ def from_matrices(matrices: Matrices, layout: MatrixLayout, shape: tuple[int, ..
     return x.transpose([order.index(axis) for axis in range(len(shape))])
 
 
+def split_tree(tree: Any, setting: LayoutSetting = None) -> Any:
+    """`tree` with every leaf replaced by the tuple of its matrices, see `to_matrices` and `resolve_layouts`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    layouts = resolve_layouts(setting, tree)
+    return treedef.unflatten(list(map(to_matrices, leaves, layouts, leaf_paths(tree))))
+
+
+def join_tree(matrices: Any, like: Any, setting: LayoutSetting = None) -> Any:
+    """Inverse of `split_tree` for a tree with the shapes of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    layouts, shapes = resolve_layouts(setting, like), [leaf.shape for leaf in leaves]
+    return treedef.unflatten(list(map(from_matrices, treedef.flatten_up_to(matrices), layouts, shapes)))
+
+
 def _axes(shape: tuple[int, ...], layout: MatrixLayout, name: str) -> tuple[tuple[int, ...], ...]:
     """Batch, reduction and output axes of a leaf, counted from 0."""
     rank = len(shape)
@@ -101,10 +115,6 @@ def _axes(shape: tuple[int, ...], layout: MatrixLayout, name: str) -> tuple[tupl
         raise ValueError(f"{name}: reduction axes {reduction} and output axes {output} overlap")
     batch = tuple(axis for axis in range(rank) if axis not in reduction + output)
     return batch, reduction, output
-
-
-def _size(x: jax.Array, start: int, count: int) -> int:
-    return math.prod(x.shape[start : start + count])
 
 
 def _is_layout(node: Any) -> bool:
