@@ -1,9 +1,12 @@
 """Optax transforms, usable alone: Muon with a radial component, the sawtooth learning rate, routing by path."""
 
 from fftlm_jax.optim.adaptive_alpha import AdaptiveAlpha
+from fftlm_jax.optim.brake import hyperball, radial_brake
 from fftlm_jax.optim.build import build_optimizer
 from fftlm_jax.optim.matrix_layout import MatrixLayout, from_matrices, resolve_layouts, to_matrices
+from fftlm_jax.optim.matrix_shape import scale_by_matrix_shape, shape_factor
 from fftlm_jax.optim.momentum import NesterovEmaState, scale_by_nesterov_ema
+from fftlm_jax.optim.neuron_variance import NeuronVarianceState, scale_by_neuron_variance
 from fftlm_jax.optim.orthogonalize import orthogonalize
 from fftlm_jax.optim.per_leaf import PerPath
 from fftlm_jax.optim.polar import polar
@@ -20,4 +23,5 @@ from fftlm_jax.optim.sawtooth import (
     scale_by_sawtooth,
     stages_in_steps,
 )
+from fftlm_jax.optim.weight_decay import CautiousDecayState, add_cautious_decayed_weights
 from fftlm_jax.optim.with_spectral import SpectralState, with_spectral

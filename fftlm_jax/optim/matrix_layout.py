@@ -102,6 +102,12 @@ def join_tree(matrices: Any, like: Any, setting: LayoutSetting = None) -> Any:
     return treedef.unflatten(list(map(from_matrices, treedef.flatten_up_to(matrices), layouts, shapes)))
 
 
+def require_params(params: Any, transform: str) -> None:
+    """Raises ValueError where `update` was called without the parameters that a transform reads."""
+    if params is None:
+        raise ValueError(f"{transform} reads the current parameters: call update(updates, state, params)")
+
+
 def _axes(shape: tuple[int, ...], layout: MatrixLayout, name: str) -> tuple[tuple[int, ...], ...]:
     """Batch, reduction and output axes of a leaf, counted from 0."""
     rank = len(shape)

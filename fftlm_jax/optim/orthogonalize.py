@@ -38,7 +38,8 @@ def orthogonalize(
         layout: the matrices of the leaves, see `resolve_layouts`; the last two axes of each leaf by default.
         max_stack: matrices in one batched iteration, 64 by default.
         stack_sharding: of the stacks (stack, in, out) during the iteration, for example
-            `NamedSharding(mesh, PartitionSpec("data"))` on a mesh of automatic axes. Stacks are padded to a multiple of its first axis.
+            `NamedSharding(mesh, PartitionSpec("data"))` on a mesh of automatic axes. Stacks are padded to a multiple
+            of its first axis.
 
     Raises:
         ValueError: in update, naming a leaf of rank below 2.

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from fftlm_jax.optim.adaptive_alpha import AdaptiveAlpha, adapt_alpha, init_adaptive_alpha
-from fftlm_jax.optim.matrix_layout import LayoutSetting, join_tree, split_tree
+from fftlm_jax.optim.matrix_layout import LayoutSetting, join_tree, require_params, split_tree
 from fftlm_jax.optim.per_leaf import PerPath, per_leaf
 from fftlm_jax.optim.radial import (
     NORMALIZATIONS,
@@ -39,7 +39,6 @@ from fftlm_jax.optim.radial import (
     second_moment_component,
 )
 
-NO_PARAMS = "the update needs the current parameters, call tx.update(updates, state, params)"
 MODES = ("interpolate", "orthogonal", "add", "tangent")
 
 
@@ -112,8 +111,7 @@ def with_spectral(
     def update(
         updates: optax.Updates, state: SpectralState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, SpectralState]:
-        if params is None:
-            raise ValueError(f"with_spectral: {NO_PARAMS}")
+        require_params(params, "with_spectral")
         count = optax.safe_increment(state.count)
         gradients, weights = split_tree(updates, layout), split_tree(params, layout)
         parts = jax.tree.map(decompose, gradients, weights)
