@@ -6,6 +6,7 @@ from fftlm_jax.optim.build import build_optimizer
 from fftlm_jax.optim.matrix_layout import MatrixLayout, from_matrices, resolve_layouts, to_matrices
 from fftlm_jax.optim.matrix_shape import scale_by_matrix_shape, shape_factor
 from fftlm_jax.optim.momentum import NesterovEmaState, scale_by_nesterov_ema
+from fftlm_jax.optim.muon import muon_labels, muon_spectral, scale_by_muon
 from fftlm_jax.optim.neuron_variance import NeuronVarianceState, scale_by_neuron_variance
 from fftlm_jax.optim.orthogonalize import orthogonalize
 from fftlm_jax.optim.per_leaf import PerPath
