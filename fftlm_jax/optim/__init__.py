@@ -3,6 +3,13 @@
 from fftlm_jax.optim.adaptive_alpha import AdaptiveAlpha
 from fftlm_jax.optim.brake import hyperball, radial_brake
 from fftlm_jax.optim.build import build_optimizer
+from fftlm_jax.optim.cooldown import (
+    STAGE_BATCH_TOKENS,
+    STAGE_MULTIPLIERS,
+    momentum_schedule,
+    stage_cooldown_schedule,
+    stage_schedule,
+)
 from fftlm_jax.optim.matrix_layout import MatrixLayout, from_matrices, resolve_layouts, to_matrices
 from fftlm_jax.optim.matrix_shape import scale_by_matrix_shape, shape_factor
 from fftlm_jax.optim.momentum import NesterovEmaState, scale_by_nesterov_ema

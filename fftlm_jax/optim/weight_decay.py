@@ -18,7 +18,7 @@ class CautiousDecayState(NamedTuple):
 def cautious_decay(update: jax.Array, weight: jax.Array, decay: jax.typing.ArrayLike, strict: bool) -> jax.Array:
     """`update + decay * weight` where both have the same sign, `update` elsewhere; `update` is a direction of ascent.
 
-    A product of exactly 0 counts as the same sign unless `strict`. For complex entries it is the real part of u conj(w).
+    A product of exactly 0 counts as the same sign unless `strict`. Of complex entries it is the real part of u conj(w).
     """
     product = (update * weight.conj()).real
     is_decayed = product > 0 if strict else product >= 0
