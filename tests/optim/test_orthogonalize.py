@@ -1,0 +1,121 @@
+"""Grouping leaves into stacks changes nothing but the number of products; sharded stacks need no communication."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fftlm_jax.optim import MatrixLayout, orthogonalize, polar
+from fftlm_jax.optim.orthogonalize import map_stacked
+from tests.conftest import ROOT
+from tests.optim.matrices import normal
+
+TREE = {
+    "a": normal(4, 6),
+    "b": normal(3, 4, 6, seed=1),
+    "c": normal(6, 4, seed=2),
+    "d": normal(2, 2, 4, 6, seed=3),
+    "e": normal(4, 6, seed=4).astype(jnp.bfloat16),
+    "f": normal(0, 4, 6),
+}
+
+
+@pytest.mark.parametrize("max_stack", (None, 1, 3, 5))
+def test_every_leaf_gets_its_own_polar_factor(max_stack):
+    out, _ = orthogonalize("ns5", max_stack=max_stack).update(TREE, optax.EmptyState())
+    for name, x in TREE.items():
+        assert out[name].dtype == x.dtype and out[name].shape == x.shape
+        np.testing.assert_allclose(*(np.float32(y) for y in (out[name], polar(x, "ns5"))), atol=1e-5)
+
+
+def test_calls_are_grouped_by_shape_and_capped():
+    calls = []
+    arrays = jax.tree.leaves(TREE)
+    out = map_stacked(lambda stack: calls.append(stack.shape) or stack, arrays, max_stack=5)
+    assert sorted(calls) == [(1, 4, 6), (1, 6, 4), (3, 4, 6), (5, 4, 6)]
+    for x, y in zip(arrays, out):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_layouts_reach_the_polar_factor():
+    kernel = normal(3, 3, 2, 8)
+    out, _ = orthogonalize(layout=MatrixLayout((0, 1, 2), 3, blocks=2)).update({"k": kernel}, optax.EmptyState())
+    expected = polar(kernel.reshape(18, 8)[:, 4:])
+    np.testing.assert_allclose(out["k"].reshape(18, 8)[:, 4:], expected, atol=1e-5)
+
+
+def test_vectors_are_named():
+    with pytest.raises(ValueError, match=r"norm/scale has shape \(4,\)"):
+        orthogonalize().update({"norm": {"scale": jnp.ones(4)}}, optax.EmptyState())
+
+
+SHARDED = """
+import collections, re, sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from fftlm_jax.optim import orthogonalize, with_spectral
+from tests.optim.matrices import normal, relative
+
+mesh = Mesh(np.array(jax.devices()), ("data",))
+on = lambda *axes: NamedSharding(mesh, P(*axes))
+G, W = {"w": normal(16, 8, 24)}, {"w": normal(16, 8, 24, seed=1)}
+stacked = orthogonalize(stack_sharding=on("data"))
+TX = {
+    "plain": orthogonalize(),
+    "constrained": stacked,
+    "spectral": with_spectral(stacked, 0.3, normalize="frobenius"),
+}
+
+def collectives(tx, sharding, check=True):
+    g, w = (jax.device_put(x, sharding) for x in (G, W))
+    out = {"w": sharding}
+    run = jax.jit(lambda g, w: tx.update(g, tx.init(w), w)[0], out_shardings=out)
+    compiled = run.lower(g, w).compile()
+    expected = tx.update(G, tx.init(W), W)[0]["w"]
+    error = relative(compiled(g, w)["w"], expected)
+    assert error <= 4e-6, error
+    print(name, error, file=sys.stderr)
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    names = re.findall(rf"^ *\\S+ = .*? ({kinds})(?:-start)?\\(", compiled.as_text(), re.MULTILINE)
+    return dict(collections.Counter(names))
+
+for name, tx, sharding in (
+    ("stack", "plain", on("data")),
+    ("stack_spectral", "spectral", on("data")),
+    ("rows", "plain", on(None, "data")),
+    ("columns", "plain", on(None, None, "data")),
+    ("rows_constrained", "constrained", on(None, "data")),
+    ("columns_constrained", "constrained", on(None, None, "data")),
+):
+    print(name, sorted(collectives(TX[tx], sharding).items()))
+
+odd = {"w": normal(3, 8, 24), "v": normal(8, 24, seed=2)}
+run = jax.jit(lambda g: stacked.update(g, optax.EmptyState())[0])
+plain = orthogonalize().update(odd, optax.EmptyState())[0]
+assert all(float(jnp.abs(run(odd)[k] - plain[k]).max()) <= 4e-6 for k in odd)
+
+by_shards = jax.shard_map(lambda g: TX["plain"].update(g, optax.EmptyState())[0], mesh=mesh, in_specs=P("data"),
+                          out_specs=P("data"))
+assert float(jnp.abs(jax.jit(by_shards)(G)["w"] - TX["plain"].update(G, optax.EmptyState())[0]["w"]).max()) <= 4e-6
+print("padded and shard_map ok")
+"""
+
+
+def test_sharded_updates_are_equal_and_stacks_need_no_collectives():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], cwd=ROOT, env=env, capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert counts["stack"] == counts["stack_spectral"] == "[]"
+    for name in ("rows", "columns"):
+        assert "all-gather" in counts[name] or "all-reduce" in counts[name], counts
+        kinds = {kind for kind, _ in eval(counts[f"{name}_constrained"])}
+        assert kinds == {"all-to-all"}, counts
