@@ -62,18 +62,41 @@ def get_config() -> ConfigDict:
 
     c.lr = lr = ConfigDict()
     lr.base = 2e-4  # Peak learning rate.
-    lr.stages = ((2, 1.0, 0.1), (3, 1.0, 0.1), ("rest", 1.0, 0.05))  # (epochs, peak, floor), multipliers of base.
+    lr.schedule = "sawtooth"  # sawtooth, or cooldown: stages of equal length, then down to a tenth (no events).
+    # Of schedule "sawtooth": (epochs, peak, floor), multipliers of base.
+    lr.stages = ((2, 1.0, 0.1), (3, 1.0, 0.1), ("rest", 1.0, 0.05))
     lr.restart = "tooth"  # At a raise: tooth (new cosine from the peak), pulse (the peak for one step) or none.
     lr.factor = either(1.0)  # At a raise, multiplied into the LR for good: a number, sqrt_ratio or inverse_ratio.
+    lr.multipliers = (1.0, 1.52, 1.73)  # Of schedule "cooldown": of the base, one per stage.
+    lr.cooldown = 0.55  # Of schedule "cooldown": the fraction of training it takes.
 
     c.optim = optim = ConfigDict()
-    optim.name = "adamw"
+    optim.name = "adamw"  # Or muon: Muon for the matrices of the blocks, AdamW for everything else.
     optim.b1 = 0.9  # Decay of the first moment.
     optim.b2 = 0.95  # Of the second. At 0.999 a coefficient that opens late starts with updates 11 times too large.
     optim.eps = 1e-8  # Added to the root of the second moment.
     optim.weight_decay = 5e-4  # Decoupled, on matrices only.
     optim.clip = 1.0  # Global gradient norm.
     optim.ema_decay = 0.0  # Of an average of the weights, per step, evaluated beside them (ema_bpb); 0 for none.
+    # Of optim.name "muon". lr.base is Muon's learning rate, about 100 times that of AdamW.
+    optim.adam_scale = 0.15  # AdamW's learning rate over Muon's.
+    optim.momentum = 0.95  # Of the gradients before the polar factor (Nesterov).
+    optim.momentum_warmup = 0  # Steps in which the momentum rises from 0.85,
+    optim.momentum_cooldown = 0  # and last steps in which it falls back.
+    optim.polar = "polar_express"  # How the polar factor is found: polar_express, ns5, dion, gram or svd (exact, slow).
+    optim.polar_steps = 5  # Iterations of it.
+    optim.shape = "keller"  # Scale of updates by shape: keller max(1, out/in)^0.5, spectral (out/in)^0.5, rms or none.
+    optim.neuron_beta2 = 0.0  # NorMuon: decay of a second moment per neuron; 0 for none.
+    optim.cautious = True  # Muon's weight decay acts only where the update shrinks the weight anyway.
+    optim.brake = 1.0  # Factor on the part of a step that lengthens a matrix: 1 none, 0.5 radial brake.
+    # alpha: how much of the gradient's part along the weight (the radial, or spectral, component) is given back. A
+    # number, or by group, as (("mixer", 0.05), ("mlp", 0.15)). 0 is Muon.
+    optim.spectral_lr = either(0.0)
+    optim.spectral_mode = "interpolate"  # interpolate, orthogonal, add or tangent (see optim/with_spectral.py).
+    optim.spectral_normalize = "none"  # none: in units of the gradient; frobenius or second_moment: free of units.
+    optim.spectral_adaptive = "none"  # alpha follows the alignment: none, by its cosine, or by rho ("ratio").
+    optim.spectral_span = (0.0, 1.0)  # Fractions of training between which alpha acts.
+    optim.grad_units = 1.0  # Units alpha was tuned in, over those of a mean loss (2 x tokens for the source's sweep).
 
     c.train = train = ConfigDict()
     train.batch_size = 4  # Windows per micro-batch.

@@ -110,22 +110,41 @@ class CurriculumConfig:
 @dataclasses.dataclass(frozen=True)
 class LRConfig:
     base: float = key(above(0))
+    schedule: str = key(one_of("sawtooth", "cooldown"))
     stages: tuple = key()
     restart: str = key(one_of("tooth", "pulse", "none"))
     factor: float | str = key(
         lambda v: above(0)(v) if not isinstance(v, str) else one_of("a number", "sqrt_ratio", "inverse_ratio")(v)
     )
+    multipliers: tuple = key()
+    cooldown: float = key(within(0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    name: str = key(one_of("adamw"))
+    name: str = key(one_of("adamw", "muon"))
     b1: float = key(from_zero_below(1))
     b2: float = key(from_zero_below(1))
     eps: float = key(above(0))
     weight_decay: float = key(at_least(0))
     clip: float = key(above(0))
     ema_decay: float = key(from_zero_below(1))
+    adam_scale: float = key(above(0))
+    momentum: float = key(from_zero_below(1))
+    momentum_warmup: int = key(at_least(0))
+    momentum_cooldown: int = key(at_least(0))
+    polar: str = key(one_of("polar_express", "ns5", "dion", "gram", "svd"))
+    polar_steps: int = key(at_least(1))
+    shape: str = key(one_of("keller", "spectral", "rms", "none"))
+    neuron_beta2: float = key(from_zero_below(1))
+    cautious: bool = key()
+    brake: float = key(within(0, 1))
+    spectral_lr: float | tuple = key()
+    spectral_mode: str = key(one_of("interpolate", "orthogonal", "add", "tangent"))
+    spectral_normalize: str = key(one_of("none", "frobenius", "second_moment"))
+    spectral_adaptive: str = key(one_of("none", "cosine", "ratio"))
+    spectral_span: tuple = key()
+    grad_units: float = key(above(0))
 
 
 @dataclasses.dataclass(frozen=True)

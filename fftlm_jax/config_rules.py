@@ -11,6 +11,8 @@ from typing import Any
 from fftlm_jax import cutoff as units
 from fftlm_jax.config import Config
 
+_MUON_GROUPS = ("mixer", "attention", "mlp")
+
 
 def faults_between_keys(sections: Mapping[str, Any]) -> list[str]:
     """Every sentence about keys that contradict each other, empty for a config that can run.
@@ -25,6 +27,8 @@ def faults_between_keys(sections: Mapping[str, Any]) -> list[str]:
         (_mixer, ("model", "curriculum")),
         (_curriculum, ("model", "curriculum")),
         (_stages, ("lr", "train")),
+        (_cooldown, ("lr", "curriculum")),
+        (_muon, ("optim",)),
         (_objective, ("model", "objective", "curriculum")),
         (_chunk_head, ("model", "objective", "init")),
         (_data, ("data",)),
@@ -136,6 +140,34 @@ def _stages(config: Config) -> Iterator[str]:
             yield f"config.lr.stages: {used} epochs before 'rest' do not fit train.epochs {epochs}; {fix}."
     elif used != epochs:
         yield f"config.lr.stages: last {used} epochs in all, but train.epochs is {epochs}; end with 'rest'."
+
+
+def _cooldown(config: Config) -> Iterator[str]:
+    lr = config.lr
+    bad = [v for v in lr.multipliers if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < 1e6]
+    if bad or not lr.multipliers:
+        yield f"config.lr.multipliers: {lr.multipliers!r} must be one or more numbers above 0."
+    if lr.schedule == "cooldown" and config.curriculum.rule != "none" and (lr.restart != "none" or lr.factor != 1.0):
+        yield (
+            "config.lr.schedule: 'cooldown' takes no events, so a raise cannot restart or reduce it; set lr.restart to "
+            "'none' and lr.factor to 1.0, or the schedule to 'sawtooth'."
+        )
+
+
+def _muon(config: Config) -> Iterator[str]:
+    o = config.optim
+    if isinstance(o.spectral_lr, tuple):
+        for entry in o.spectral_lr:
+            is_pair = isinstance(entry, tuple) and len(entry) == 2 and entry[0] in _MUON_GROUPS
+            if not is_pair or isinstance(entry[1], bool) or not isinstance(entry[1], (int, float)):
+                yield (
+                    f"config.optim.spectral_lr: {entry!r} is not (group, number); groups are "
+                    f'{", ".join(_MUON_GROUPS)}, as in (("mixer", 0.05), ("mlp", 0.15)).'
+                )
+    span = o.spectral_span
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in span)
+    if len(span) != 2 or not numbers or not 0 <= span[0] < span[1] <= 1:
+        yield f"config.optim.spectral_span: {span!r} is not (start, end) with 0 <= start < end <= 1."
 
 
 def _objective(config: Config) -> Iterator[str]:

@@ -10,6 +10,11 @@ from fftlm_jax.optim.cooldown import (
     stage_cooldown_schedule,
     stage_schedule,
 )
+from fftlm_jax.optim.learning_rate import (
+    ScheduledState,
+    learning_rate_in_force,
+    scale_by_scheduled_learning_rate,
+)
 from fftlm_jax.optim.matrix_layout import MatrixLayout, from_matrices, resolve_layouts, to_matrices
 from fftlm_jax.optim.matrix_shape import scale_by_matrix_shape, shape_factor
 from fftlm_jax.optim.momentum import NesterovEmaState, scale_by_nesterov_ema
@@ -21,7 +26,14 @@ from fftlm_jax.optim.polar import polar
 from fftlm_jax.optim.polar_express import polar_express_coefficients
 from fftlm_jax.optim.radial import RadialParts, RadialStats, orthogonal_radial_decomposition
 from fftlm_jax.optim.radial_statistics import radial_statistics
-from fftlm_jax.optim.routing import DECAYED_GROUPS, PARAMETER_RULES, label_params, path_string
+from fftlm_jax.optim.routing import (
+    DECAYED_GROUPS,
+    MUON_GROUPS,
+    PARAMETER_RULES,
+    group_of,
+    label_params,
+    path_string,
+)
 from fftlm_jax.optim.sawtooth import (
     SawtoothState,
     Stage,

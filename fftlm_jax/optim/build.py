@@ -1,30 +1,109 @@
 """The optimizer of a run, assembled from its config."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 
 from fftlm_jax.config import OptimConfig
-from fftlm_jax.optim.routing import DECAYED_GROUPS, label_params
-from fftlm_jax.optim.sawtooth import Stage, scale_by_sawtooth
+from fftlm_jax.optim.adaptive_alpha import AdaptiveAlpha
+from fftlm_jax.optim.brake import radial_brake
+from fftlm_jax.optim.cooldown import momentum_schedule
+from fftlm_jax.optim.muon import scale_by_muon
+from fftlm_jax.optim.per_leaf import PerPath
+from fftlm_jax.optim.routing import DECAYED_GROUPS, MUON_GROUPS, group_of, label_params
+from fftlm_jax.optim.weight_decay import add_cautious_decayed_weights
+
+_LOW_MOMENTUM = 0.85  # Where the momentum begins and ends, as in the source document's runs.
 
 
 def build_optimizer(
-    config: OptimConfig, stages: Sequence[Stage], base_lr: float
+    config: OptimConfig, learning_rate: optax.GradientTransformation, total_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Clipping by global norm, AdamW with decoupled decay on matrices, and the sawtooth learning rate.
+    """Clipping by global norm, AdamW or Muon with decoupled decay on matrices, and a learning rate.
 
-    `update` takes the sawtooth's events (`restart`, `pulse`, `reduce_by`) as keyword arguments.
+    Args:
+        config: the optimizer's settings.
+        learning_rate: such as `scale_by_sawtooth`, whose events are then keyword arguments of `update`.
+        total_steps: updates of the whole training, for what happens at a fraction of it.
     """
+    links = [optax.clip_by_global_norm(config.clip)]
+    if config.name == "adamw":
+        links.append(_adamw(config))
+    else:
+        links.append(
+            optax.partition({"muon": _muon(config, total_steps), "adamw": _adamw_beside_muon(config)}, _halves)
+        )
+    links.append(learning_rate)
+    if config.name == "muon" and config.brake < 1:
+        links.append(optax.masked(radial_brake(config.brake), _is_muon))
+    return optax.chain(*links)
+
+
+def _adamw(config: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=_is_decayed),
-        scale_by_sawtooth(stages, base_lr),
     )
 
 
+def _adamw_beside_muon(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.chain(_adamw(config), optax.scale(config.adam_scale))
+
+
+def _muon(config: OptimConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    decay = add_cautious_decayed_weights if config.cautious else optax.add_decayed_weights
+    direction = scale_by_muon(
+        _momentum(config, total_steps),
+        method=config.polar,
+        steps=config.polar_steps,
+        alpha=_alpha(config, total_steps),
+        mode=config.spectral_mode,
+        normalize=config.spectral_normalize,
+        grad_units=config.grad_units,
+        adaptive=None if config.spectral_adaptive == "none" else AdaptiveAlpha(config.spectral_adaptive),
+        neuron_beta2=config.neuron_beta2 or None,
+        shape=config.shape,
+    )
+    return optax.chain(direction, decay(config.weight_decay))
+
+
+def _momentum(config: OptimConfig, total_steps: int) -> optax.ScalarOrSchedule:
+    if not config.momentum_warmup and not config.momentum_cooldown:
+        return config.momentum
+    return momentum_schedule(
+        total_steps,
+        low=min(_LOW_MOMENTUM, config.momentum),
+        high=config.momentum,
+        warmup=config.momentum_warmup,
+        cooldown=config.momentum_cooldown,
+    )
+
+
+def _alpha(config: OptimConfig, total_steps: int) -> Any:
+    """Alpha as `with_spectral` takes it: a number or a schedule, or those by group."""
+    if not isinstance(config.spectral_lr, tuple):
+        return _within_span(config.spectral_lr, config.spectral_span, total_steps)
+    by_group = {group: _within_span(value, config.spectral_span, total_steps) for group, value in config.spectral_lr}
+    return PerPath(lambda path: by_group.get(group_of(path), 0.0))
+
+
+def _within_span(alpha: float, span: tuple[float, float], total_steps: int) -> optax.ScalarOrSchedule:
+    """`alpha` between two fractions of training, 0 outside; a plain number where that is always."""
+    if tuple(span) == (0.0, 1.0):
+        return alpha
+    first, after = (round(fraction * total_steps) for fraction in span)
+    return optax.join_schedules([optax.constant_schedule(a) for a in (0.0, alpha, 0.0)], [first, after])
+
+
+def _is_muon(params: Any) -> Any:
+    return jax.tree.map(lambda group: group in MUON_GROUPS, label_params(params))
+
+
+def _halves(params: Any) -> Any:
+    return jax.tree.map(lambda group: "muon" if group in MUON_GROUPS else "adamw", label_params(params))
+
+
 def _is_decayed(params: Any) -> Any:
+    # Inside a partition the other half is masked, and stays so.
     return jax.tree.map(lambda group: group in DECAYED_GROUPS, label_params(params))

@@ -24,14 +24,21 @@ PARAMETER_RULES: Rules = (
     ("memory", r"memory/(rho|theta|w_read/kernel)"),
 )
 
-# Weight decay acts on matrices of the blocks and the head: not on embeddings (rows of rare bytes would fade), kernels,
-# gains, norms and memory.
-DECAYED_GROUPS = frozenset({"mixer", "attention", "mlp", "head"})
+# Matrices of linear maps inside the blocks: Muon's.
+MUON_GROUPS = frozenset({"mixer", "attention", "mlp"})
+# Weight decay acts on those and the head: not on embeddings (rows of rare bytes would fade), kernels, gains, norms and
+# memory.
+DECAYED_GROUPS = MUON_GROUPS | {"head"}
 
 
 def path_string(path: tuple[Any, ...]) -> str:
     """Slash-separated name of a leaf, as in `blocks/mixer/w_in/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def group_of(path: str, rules: Rules = PARAMETER_RULES) -> str | None:
+    """Group of a parameter by its slash-separated path, or None."""
+    return next((group for group, pattern in rules if re.fullmatch(pattern, path)), None)
 
 
 def label_params(params: Any, rules: Rules = PARAMETER_RULES) -> Any:
@@ -44,12 +51,10 @@ def label_params(params: Any, rules: Rules = PARAMETER_RULES) -> Any:
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
         del leaf
-        name = path_string(path)
-        for group, pattern in rules:
-            if re.fullmatch(pattern, name):
-                return group
-        orphans.append(name)
-        return ""
+        group = group_of(path_string(path), rules)
+        if group is None:
+            orphans.append(path_string(path))
+        return group or ""
 
     labels = jax.tree_util.tree_map_with_path(label, params)
     if orphans:

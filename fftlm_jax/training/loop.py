@@ -20,7 +20,7 @@ from fftlm_jax.curriculum import Answer, Controller, Raise, answer_to_raise
 from fftlm_jax.data import Prefetcher, TrainingWindows
 from fftlm_jax.errors import CheckpointError, Interrupted
 from fftlm_jax.model import build
-from fftlm_jax.optim import sawtooth_learning_rate
+from fftlm_jax.optim import learning_rate_in_force
 from fftlm_jax.training import setup
 from fftlm_jax.training.checkpoint import Checkpoints, Restored
 from fftlm_jax.training.held_out import HeldOut
@@ -102,7 +102,7 @@ class TrainingRun:
         self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx))
         self.first_step = self.restored.step if self.restored else 0
         self.state = self._restored_state(self.restored) if self.restored else self._fresh_state()
-        self.lr = float(sawtooth_learning_rate(self.state.opt_state))
+        self.lr = float(learning_rate_in_force(self.state.opt_state))
         self.pending: tuple[int, StepMetrics, Raise | None] | None = None
         self.held_out = HeldOut(config, self.graph, self.corpus.held_out)
         self.started = self.lap = time.perf_counter()

@@ -80,12 +80,16 @@ def _as_save_error(name: str) -> Iterator[None]:
 
 
 def finite_record(record: Record) -> Record:
-    """JSON has no NaN: replaces non-finite numbers, also in lists, by null and says so."""
-    clean = {name: [_finite(v) for v in x] if isinstance(x, list) else _finite(x) for name, x in record.items()}
+    """JSON has no NaN: replaces non-finite numbers, also in lists and objects, by null and says so."""
+    clean = _finite(record)
     return record if clean == record else {**clean, "nonfinite": True}
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

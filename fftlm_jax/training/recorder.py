@@ -1,5 +1,6 @@
 """What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing."""
 
+import collections
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +12,10 @@ from fftlm_jax.curriculum import Raise
 from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.data import Corpus
 from fftlm_jax.errors import NonFiniteError
+from fftlm_jax.optim import MUON_GROUPS, label_params
 from fftlm_jax.training.console import Console, duration
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
+from fftlm_jax.training.radial_record import radial_record
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.step import StepMetrics
 
@@ -52,6 +55,7 @@ class Recorder:
         self.console.say(corpus.description)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
+        self.console.say(f"optimizer: {routing_words(params, self.config.optim.name)}")
         if resumed:
             self.console.say(f"resuming from step {self.first_step}, the newest whole checkpoint, at cutoff {cutoff}")
             self.log.write("event", self.first_step, event="resumed", cutoff=cutoff)
@@ -84,10 +88,19 @@ class Recorder:
         self.console.advance(values["loss"])
         if done % t.log_every == 0:
             self.log.scalars("train", done, **values)
+            self._radial(done, metrics)
             self.console.say(
                 f"  step {(done - 1) % t.steps_per_epoch + 1}/{t.steps_per_epoch} loss={values['loss']:.3f} "
                 f"lr={lr:.1e} cutoff={cutoff} {values['bytes_per_second'] / 1000:.0f} kB/s"
             )
+
+    def _radial(self, done: int, metrics: StepMetrics) -> None:
+        """The radial statistics of Muon's matrices: every layer in `metrics.jsonl`, groups in TensorBoard."""
+        if metrics.radial:
+            record = radial_record(metrics.radial)
+            self.log.write("radial", done, **record)
+            for group, numbers in record["groups"].items():
+                self.log.scalars(f"radial/{group}", done, **numbers)
 
     def raised(self, raised: Raise, lr_before: float, lr_after: float) -> None:
         """A raise, once its first step has shown what the learning rate answered."""
@@ -168,6 +181,20 @@ class Recorder:
         self.log.flush()
         self.console.say(f"finished {total} steps in {duration(seconds)}; held out: {_words(scores)} (loss in nats)")
         self.console.say(f"see {self.directory.curves} and {self.directory.samples}")
+
+
+def routing_words(params: Any, optimizer: str) -> str:
+    """Which groups of parameters go to which half of the optimizer, with their sizes."""
+    sizes = collections.Counter()
+    for group, leaf in zip(jax.tree.leaves(label_params(params)), jax.tree.leaves(params), strict=True):
+        sizes[group] += leaf.size
+    halves = {"muon": MUON_GROUPS & set(sizes)} if optimizer == "muon" else {}
+    halves["adamw"] = set(sizes) - halves.get("muon", set())
+    return "; ".join(
+        f"{half} for {', '.join(f'{group} ({sizes[group]:,})' for group in sizes if group in groups)}"
+        for half, groups in halves.items()
+        if groups
+    )
 
 
 def _numbers(scores: dict[str, Any]) -> dict[str, float]:

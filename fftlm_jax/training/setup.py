@@ -13,7 +13,13 @@ from fftlm_jax.curriculum import Answer, Controller, Rule, resolve_ladder, start
 from fftlm_jax.cutoff import cutoff_in_bins, freq_bins
 from fftlm_jax.data import Corpus, load_corpus
 from fftlm_jax.model import build, init_params
-from fftlm_jax.optim import build_optimizer, stages_in_steps
+from fftlm_jax.optim import (
+    build_optimizer,
+    scale_by_sawtooth,
+    scale_by_scheduled_learning_rate,
+    stage_cooldown_schedule,
+    stages_in_steps,
+)
 from fftlm_jax.spectral import LowPass, mask_spectrum
 from fftlm_jax.training.compiler import StepCompiler
 from fftlm_jax.training.step import TrainState, events, make_train_step, new_state
@@ -44,9 +50,16 @@ def load_run_corpus(config: Config) -> Corpus:
 
 
 def build_optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with the run's own stages."""
-    stages = stages_in_steps(config.lr.stages, config.train.steps_per_epoch, config.train.epochs)
-    return build_optimizer(config.optim, stages, config.lr.base)
+    """The optimizer with the run's own learning rate."""
+    return build_optimizer(config.optim, _learning_rate(config), config.total_steps)
+
+
+def _learning_rate(config: Config) -> optax.GradientTransformationExtraArgs:
+    lr, train = config.lr, config.train
+    if lr.schedule == "sawtooth":
+        return scale_by_sawtooth(stages_in_steps(lr.stages, train.steps_per_epoch, train.epochs), lr.base)
+    multiplier = stage_cooldown_schedule(config.total_steps, lr.multipliers, cooldown_fraction=lr.cooldown)
+    return scale_by_scheduled_learning_rate(lambda count: lr.base * multiplier(count))
 
 
 def build_controller(config: Config) -> Controller:

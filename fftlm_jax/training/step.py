@@ -21,7 +21,7 @@ from fftlm_jax.config import Config
 from fftlm_jax.curriculum import Answer
 from fftlm_jax.model import Scores, objective_value, score
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.optim import sawtooth_learning_rate
+from fftlm_jax.optim import RadialStats, learning_rate_in_force, radial_statistics
 from fftlm_jax.spectral import LowPass
 
 
@@ -36,9 +36,10 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step, in nats where they are losses. `grad_norm` is taken before clipping.
+    """Numbers of one step, in nats where they are losses. `grad_norm` is taken before clipping.
 
-    `learning_rate` is the one that the step used, or would have used had it been finite.
+    `learning_rate` is the one that the step used, or would have used had it been finite. `radial` holds, by path, the
+    alignment of the gradients with the matrices of Muon, per layer; it is empty for AdamW.
     """
 
     loss: jax.Array
@@ -47,6 +48,7 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array
     learning_rate: jax.Array
     finite: jax.Array
+    radial: dict[str, RadialStats]
 
 
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
@@ -152,7 +154,7 @@ def make_train_step(
         advanced = TrainState(params, opt_state, ema, state.step + 1, state.halted)
         kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state)
         return kept._replace(halted=~commit), StepMetrics(
-            loss, next_byte, chunk, grad_norm, sawtooth_learning_rate(opt_state), commit
+            loss, next_byte, chunk, grad_norm, learning_rate_in_force(opt_state), commit, radial_statistics(opt_state)
         )
 
     return jax.jit(train_step, donate_argnums=0)

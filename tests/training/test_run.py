@@ -343,6 +343,22 @@ WAYS_TO_TRAIN = (
     ),
     ("attention, polar memory", {"model__mixer": "attention", "model__memory": "polar", "curriculum__rule": "none"}),
     (
+        "muon, radial, cooldown",
+        {
+            "optim__name": "muon",
+            "optim__spectral_lr": (("mixer", 0.1), ("mlp", 0.3)),
+            "optim__spectral_normalize": "second_moment",
+            "optim__spectral_adaptive": "cosine",
+            "optim__spectral_span": (0.1, 0.9),
+            "optim__neuron_beta2": 0.9,
+            "optim__brake": 0.5,
+            "optim__momentum_warmup": 6,
+            "lr__schedule": "cooldown",
+            "lr__restart": "none",
+            "lr__base": 0.02,
+        },
+    ),
+    (
         "chunk head, aligned memory",
         {"objective__name": "chunk_head", "model__memory": "aligned", "model__dropout": 0.1},
     ),

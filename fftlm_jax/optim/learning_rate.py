@@ -1,0 +1,51 @@
+"""Learning rates that can be read back out of an optimizer's state, whichever schedule made them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fftlm_jax.optim.sawtooth import SawtoothState
+
+
+class ScheduledState(NamedTuple):
+    """State of `scale_by_scheduled_learning_rate`."""
+
+    count: jax.Array  # int32 scalar: updates done.
+    learning_rate: jax.Array  # float32 scalar: the value the last update used, the first one before any.
+
+
+def scale_by_scheduled_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus a schedule, like `optax.scale_by_learning_rate`, and keeps the value in its state.
+
+    Args:
+        schedule: updates done -> learning rate. Events of the sawtooth given to `update` have no effect.
+    """
+
+    def init(params: optax.Params) -> ScheduledState:
+        del params
+        return ScheduledState(jnp.zeros((), jnp.int32), jnp.asarray(schedule(0), jnp.float32))
+
+    def update(
+        updates: optax.Updates, state: ScheduledState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, ScheduledState]:
+        del params, extra
+        lr = jnp.asarray(schedule(state.count), jnp.float32)
+        updates = jax.tree.map(lambda u: (-lr * u).astype(u.dtype), updates)
+        return updates, ScheduledState(optax.safe_increment(state.count), lr)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def learning_rate_in_force(state: optax.OptState) -> jax.Array:
+    """The learning rate that the last update used, from any optimizer state with one such transform in it.
+
+    Raises:
+        ValueError: if the state holds none, or several.
+    """
+    is_rate = lambda node: isinstance(node, SawtoothState | ScheduledState)  # noqa: E731
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_rate) if is_rate(node)]
+    if len(found) != 1:
+        raise ValueError(f"the optimizer state holds {len(found)} learning rates, expected exactly one")
+    return found[0].learning_rate
