@@ -30,16 +30,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One run: an arm's overrides (`section.key=value`) and a seed."""
+    """One run: an arm's overrides (`section.key=value`) and a seed; `folder` names its run directory if not ""."""
 
     arm: str
     overrides: tuple[str, ...]
     seed: int
+    folder: str = ""
 
     @property
     def name(self) -> str:
         """Name of its run directory."""
-        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', self.arm)}-seed{self.seed}"
+        return self.folder or f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', self.arm)}-seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)

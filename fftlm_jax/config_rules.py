@@ -115,6 +115,8 @@ def _curriculum(config: Config) -> Iterator[str]:
 
 def _stages(config: Config) -> Iterator[str]:
     stages, epochs = config.lr.stages, config.train.epochs
+    if config.lr.schedule != "sawtooth":
+        return
     if not stages:
         yield "config.lr.stages: is empty; write at least (('rest', 1.0, 0.05),)."
     used = 0

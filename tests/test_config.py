@@ -10,7 +10,7 @@ from tests.tiny import tiny_values
 
 CONFIGS = (
     *("aligned", "quickstart", "next_byte", "fft", "lr_physics", "shakespeare_cpu", "small"),
-    *("original_block", "chunk_head", "attention"),
+    *("original_block", "chunk_head", "attention", "muon_spectral", "spectral_sweep"),
 )
 
 
@@ -116,6 +116,32 @@ def test_faults_of_mixers_memories_and_heads(message, overrides):
         base["objective__backbone"] = "trained"
     with pytest.raises(ConfigError, match=message):
         read_config(tiny_values(**{**base, **overrides}))
+
+
+@pytest.mark.parametrize(
+    "message,overrides",
+    (
+        ("'cooldown' takes no events", {"lr__schedule": "cooldown"}),
+        ("config.lr.multipliers: .* must be one or more numbers above 0", {"lr__multipliers": (1.0, -1.0)}),
+        ("config.lr.multipliers", {"lr__multipliers": ()}),
+        ("config.optim.spectral_lr: .* is not .group, number.", {"optim__spectral_lr": (("mpl", 0.1),)}),
+        ("config.optim.spectral_lr", {"optim__spectral_lr": (("mlp", "0.1"),)}),
+        ("config.optim.spectral_lr: must be float or tuple", {"optim__spectral_lr": "0.1x"}),
+        ("config.optim.spectral_span", {"optim__spectral_span": (0.5, 0.5)}),
+        ("config.optim.spectral_span", {"optim__spectral_span": (0.5,)}),
+        ("did you mean 'interpolate'", {"optim__spectral_mode": "interpolat"}),
+        ("must be one of adamw, muon", {"optim__name": "sgd"}),
+    ),
+)
+def test_faults_of_learning_rates_and_optimizers(message, overrides):
+    with pytest.raises(ConfigError, match=message):
+        read_config(tiny_values(**overrides))
+
+
+def test_the_cooldown_has_no_use_for_the_teeth():
+    """Stages that do not fit are no fault where nobody reads them."""
+    config = read_config(tiny_values(lr__schedule="cooldown", lr__restart="none", lr__stages=((9, 1.0, 0.1),)))
+    assert config.lr.schedule == "cooldown"
 
 
 def test_bfloat16_has_no_fft():
