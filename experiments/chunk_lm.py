@@ -26,7 +26,12 @@ from fftlm_jax.training.run_directory import environment
 
 CONFIG = "configs/small.py"
 BASE = "base"
-SAME_STEPS = "attention, steps of base"
+# Arms whose step costs what another's does, or that are given its number of steps.
+STEPS_OF = {
+    "attention, steps of base": BASE,
+    "attention, twice the LR": "attention",
+    "twice the LR": BASE,
+}
 Overrides = dict[str, Any]
 
 _PLAIN = {"model.projections": False, "model.conv_heads": 1, "model.kernel_basis": "taps"}
@@ -45,7 +50,9 @@ ARMS: dict[str, Overrides] = {
     "memory polar": {"model.memory": "polar"},
     "attention": _ATTENTION,
     "attention, half the LR": {**_ATTENTION, "lr.base": 2e-3},
-    SAME_STEPS: _ATTENTION,
+    "attention, twice the LR": {**_ATTENTION, "lr.base": 8e-3},
+    "attention, steps of base": _ATTENTION,
+    "twice the LR": {"lr.base": 8e-3},
     "plain block": _PLAIN,
     "original loss": _ORIGINAL_LOSS,
     "plain block, original loss": {**_PLAIN, **_ORIGINAL_LOSS},
@@ -65,7 +72,7 @@ def config_of(overrides: Overrides) -> Config:
 
 def measure_steps() -> dict[str, float]:
     """Milliseconds of a training step of every arm: medians of interleaved rounds."""
-    arms = {arm: overrides for arm, overrides in ARMS.items() if arm != SAME_STEPS}
+    arms = {arm: overrides for arm, overrides in ARMS.items() if arm not in STEPS_OF}
     steps = {arm: bench.training_step(config_of(overrides)) for arm, overrides in arms.items()}
     times = bench.interleaved(steps, _ROUNDS)
     return {arm: round(statistics.median(times[arm]), 2) for arm in arms}
@@ -76,7 +83,7 @@ def trials(step_ms: dict[str, float], seconds: float, seeds: int) -> list[Trial]
     found = []
     for seed in range(seeds):
         for arm, overrides in ARMS.items():
-            per_epoch = max(1, round(1e3 * seconds / step_ms.get(arm, step_ms[BASE]) / _EPOCHS))
+            per_epoch = max(1, round(1e3 * seconds / step_ms[STEPS_OF.get(arm, arm)] / _EPOCHS))
             once = _EPOCHS * per_epoch  # Evaluated and saved at the end only.
             length = {"train.steps_per_epoch": per_epoch, "train.epochs": _EPOCHS}
             quiet = {"eval.every": once, "checkpoint.every": once, "eval.max_bytes": 524288, "sample.bytes": 0}
@@ -113,7 +120,7 @@ def write_report(outcomes: Sequence[Outcome], step_ms: dict[str, float], folder:
     """REPORT.md, its picture and trials.json."""
     lines = ["| arm | step ms | steps |", "|---|---|---|"]
     steps = {o.trial.arm: int(o.scores["step"]) for o in outcomes if o.status == "finished"}
-    lines += [f"| {arm} | {step_ms.get(arm, float('nan')):.1f} | {steps.get(arm, '')} |" for arm in ARMS]
+    lines += [f"| {arm} | {step_ms[STEPS_OF.get(arm, arm)]:.1f} | {steps.get(arm, '')} |" for arm in ARMS]
     text = "\n".join(lines) + "\n"
     for metric in ("bpb", "chunk_bpb"):
         text += f"\n{report(outcomes, metric, BASE)}"

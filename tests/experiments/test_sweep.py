@@ -96,8 +96,8 @@ def test_every_arm_of_the_chunk_experiment_is_a_valid_config(arm):
 
 
 def test_faster_arms_get_more_steps():
-    ms = {arm: 50.0 if arm == "plain block" else 100.0 for arm in chunk_lm.ARMS if arm != chunk_lm.SAME_STEPS}
+    ms = {arm: 50.0 if arm == "plain block" else 100.0 for arm in chunk_lm.ARMS if arm not in chunk_lm.STEPS_OF}
     planned = {t.arm: t for t in chunk_lm.trials(ms, seconds=60, seeds=1)}
     assert "train.steps_per_epoch=150" in planned["plain block"].overrides
     assert "train.steps_per_epoch=75" in planned[chunk_lm.BASE].overrides
-    assert planned[chunk_lm.SAME_STEPS].overrides[2:] == planned[chunk_lm.BASE].overrides
+    assert planned["attention, steps of base"].overrides[2:] == planned[chunk_lm.BASE].overrides
