@@ -5,6 +5,7 @@
 
 `conv`: forward and backward of a convolution between two projections, Toeplitz against FFT, over kernel lengths.
 `step`: the training step of `shakespeare_cpu`, Toeplitz against FFT.
+`muon`: what alpha adds to an update, grouping against optax's Muon leaf by leaf, and Muon's step against AdamW's.
 """
 
 import argparse
@@ -24,11 +25,13 @@ xla_flags.set_cpu_defaults(os.environ)
 import jax  # noqa: E402 (after its flags)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
-from configs import shakespeare_cpu  # noqa: E402
+from configs import shakespeare_cpu, small  # noqa: E402
 from fftlm_jax.config import Config, read_config  # noqa: E402
 from fftlm_jax.curriculum import Answer  # noqa: E402
-from fftlm_jax.model import build  # noqa: E402
+from fftlm_jax.model import build, init_params  # noqa: E402
+from fftlm_jax.optim import scale_by_muon  # noqa: E402
 from fftlm_jax.spectral import causal_convolve  # noqa: E402
 from fftlm_jax.training import setup  # noqa: E402
 from fftlm_jax.training.run_directory import environment  # noqa: E402
@@ -58,8 +61,8 @@ def compare(label: str, sides: dict[str, Callable[[], Any]], rounds: int) -> Row
         ratios = [b / v for b, v in zip(times[base], values, strict=True)]
         row[f"{name} ms"] = round(statistics.median(values), 2)
         if name != base:
-            row[f"{name} speed-up over {base}"] = round(statistics.median(ratios), 2)
-            row["range"] = f"{min(ratios):.2f}-{max(ratios):.2f}"
+            row[f"{name} speed-up over {base}"] = round(statistics.median(ratios), 3)
+            row[f"{name} range"] = f"{min(ratios):.2f}-{max(ratios):.2f}"
     return row
 
 
@@ -99,6 +102,64 @@ def bench_step(rounds: int) -> list[Row]:
     return [compare("training step of shakespeare_cpu", sides, rounds)]
 
 
+def bench_muon(rounds: int) -> list[Row]:
+    """What Muon costs: alpha, grouping same-shape matrices, and a whole training step of 32,768 bytes."""
+    params = init_params(read_config(small.get_config()).model, 0)
+    gradients = jax.tree.map(lambda p: 1e-3 * jnp.cos(100 * p), params)
+    updates = {
+        name: optimizer_update(_muon_config(**{"optim.spectral_lr": alpha}), params, gradients)
+        for name, alpha in (("alpha 0", 0.0), ("alpha 0.1", 0.1))
+    }
+    adamw = {"adamw": optimizer_update(read_config(small.get_config()), params, gradients)}
+    leaves = {f"w{i}": jax.random.normal(jax.random.key(i), (128, 128)) for i in range(36)}
+    polars = {
+        "optax, per leaf": optax.contrib.scale_by_muon(weight_dimension_numbers=_all_matrices(leaves)),
+        "grouped": scale_by_muon(method="ns5", style="optax", shape="none", diagnostics=False),
+    }
+    grouped = {name: _update_of(tx, leaves, leaves) for name, tx in polars.items()}
+    bytes_32k = {"train.batch_size": 128}
+    steps = {
+        "adamw": training_step(_small_config(**bytes_32k)),
+        "muon": training_step(_muon_config(**bytes_32k)),
+    }
+    return [
+        compare("optimizer update of configs/small.py", {**updates, **adamw}, rounds),
+        compare("Muon direction of 36 matrices of 128 x 128", grouped, rounds),
+        compare("training step of configs/small.py, 32,768 bytes", steps, rounds),
+    ]
+
+
+def _small_config(**overrides: Any) -> Config:
+    values = small.get_config()
+    values.update_from_flattened_dict(overrides)
+    return read_config(values)
+
+
+def _muon_config(**overrides: Any) -> Config:
+    return _small_config(**{"optim.name": "muon", "lr.base": 0.02, **overrides})
+
+
+def _all_matrices(leaves: dict[str, jax.Array]) -> dict[str, optax.contrib.MuonDimensionNumbers]:
+    return {name: optax.contrib.MuonDimensionNumbers((0,), (1,)) for name in leaves}
+
+
+def optimizer_update(config: Config, params: Any, gradients: Any) -> Callable[[], Any]:
+    """A function that applies the optimizer of a config to fixed gradients, one step further at every call."""
+    return _update_of(setup.build_optimizer_of(config), params, gradients)
+
+
+def _update_of(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Callable[[], Any]:
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+
+    def one_update() -> Any:
+        nonlocal state
+        updates, state = update(gradients, state, params)
+        return updates
+
+    return one_update
+
+
 def training_step(config: Config) -> Callable[[], jax.Array]:
     """A function that trains one step further at every call, on random bytes, and returns the loss."""
     tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
@@ -116,7 +177,7 @@ def training_step(config: Config) -> Callable[[], jax.Array]:
     return one_step
 
 
-SUITES: dict[str, Callable[[int], list[Row]]] = {"conv": bench_conv, "step": bench_step}
+SUITES: dict[str, Callable[[int], list[Row]]] = {"conv": bench_conv, "step": bench_step, "muon": bench_muon}
 
 
 def main(arguments: list[str] | None = None) -> int:

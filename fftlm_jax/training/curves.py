@@ -1,4 +1,7 @@
-"""`curves.png`: losses in bits per byte, learning rate, cutoff and gradient norm over steps, raises marked."""
+"""`curves.png`: losses in bits per byte, learning rate, cutoff and gradient norm over steps, raises marked.
+
+Under Muon also rho, the radial part of its gradients.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +25,10 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
     train = [r for r in records if r["kind"] == "train" and not r.get("nonfinite")]
     evals = [r for r in records if r["kind"] == "eval" and not r.get("nonfinite")]
     raises = [r for r in records if r.get("event") == "cutoff_raised"]
-    figure, axes = plt.subplots(4, 1, figsize=(9, 10), sharex=True, height_ratios=(3, 1.3, 1, 1.3))
+    radial = [r for r in records if r["kind"] == "radial"]
+    panels = 5 if radial else 4
+    heights = (3, 1.3, 1, 1.3, 1.3)[:panels]
+    figure, axes = plt.subplots(panels, 1, figsize=(9, 2 + 2 * panels), sharex=True, height_ratios=heights)
     steps = np.array([r["step"] for r in train])
     _draw_losses(axes[0], train, evals)
     axes[1].plot(steps, [r["lr"] for r in train], color=_TRAIN)
@@ -37,7 +43,9 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
     axes[3].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[3].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[3].yaxis.set_minor_locator(NullLocator())
-    axes[3].set_xlabel("step")
+    if radial:
+        _draw_rho(axes[4], radial)
+    axes[-1].set_xlabel("step")
     for axis in axes:
         axis.grid(alpha=0.25)
         for event in raises:
@@ -60,6 +68,16 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
     figure.savefig(temporary, dpi=100)
     plt.close(figure)
     temporary.rename(file)
+
+
+def _draw_rho(axis: Axes, radial: Sequence[Record]) -> None:
+    """Absolute rho, a line per group: signs of single matrices would cancel in the mean."""
+    for group in radial[0]["groups"]:
+        points = [(r["step"], r["groups"][group]["abs_rho"]) for r in radial]
+        axis.plot(*zip(*points), ".-", ms=3, label=group)
+    axis.set_ylabel("mean |rho|")
+    axis.set_yscale("log")
+    axis.legend()
 
 
 def _draw_losses(axis: Axes, train: Sequence[Record], evals: Sequence[Record]) -> None:
