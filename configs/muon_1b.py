@@ -1,0 +1,18 @@
+"""A model of 1.1 billion parameters under Muon, for the question whether a radial component gains at scale.
+
+    python main.py --config=configs/muon_1b.py --workdir=runs/muon_1b --config.data.path=corpus.txt
+
+Passes `--dry_run`; never trained here. Expected result: not known. It wants accelerators: about 13 GB of weights and
+optimizer state in float32 (weights, momentum of Muon or two moments of AdamW) and as much again for gradients and
+updates.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import muon_spectral
+
+
+def get_config() -> ConfigDict:
+    c = muon_spectral.get_config()
+    c.model.update(d_model=2048, n_layers=36, conv_heads=32, dtype="bfloat16")
+    return c
