@@ -58,7 +58,7 @@ SHARDED = """
 import collections, re
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from fftlm_jax.optim import orthogonalize, polar, with_spectral
+from fftlm_jax.optim import orthogonalize, polar, scale_by_muon, with_spectral
 from tests.optim.matrices import normal, relative
 
 mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -101,7 +101,16 @@ assert all(float(jnp.abs(run(odd)[k] - plain[k]).max()) <= 4e-6 for k in odd)
 by_shards = jax.shard_map(lambda g: TX["plain"].update(g, optax.EmptyState())[0], mesh=mesh, in_specs=P("data"),
                           out_specs=P("data"))
 assert float(jnp.abs(jax.jit(by_shards)(G)["w"] - polar(G["w"])).max()) <= 4e-6
-print("padded and shard_map ok")
+
+g, w = (jax.device_put(x, on("data")) for x in (G, W))
+tx = scale_by_muon(alpha=0.3, neuron_beta2=0.9, method=((1.5, -0.5, 0.0),), stack_sharding=on("data"))
+update, states = jax.jit(tx.update), [jax.jit(tx.init)(w)]
+for _ in range(3):
+    states.append(update(g, states[-1], w)[1])
+is_placed = lambda x: x.ndim > 0 and x.sharding.is_equivalent_to(on("data"), x.ndim)
+placement = lambda state: list(map(is_placed, jax.tree.leaves(state)))
+assert placement(states[1]) == placement(states[2]) == placement(states[3]) and sum(placement(states[1])) > 1
+print("padded, shard_map and states ok")
 """
 
 
