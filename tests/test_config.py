@@ -10,7 +10,7 @@ from tests.tiny import tiny_values
 
 CONFIGS = (
     *("aligned", "quickstart", "next_byte", "fft", "lr_physics", "shakespeare_cpu", "small"),
-    *("original_block", "chunk_head", "attention", "muon_spectral", "spectral_sweep"),
+    *("original_block", "chunk_head", "attention", "muon_spectral", "muon_1b", "spectral_sweep"),
 )
 
 
