@@ -2,9 +2,8 @@
 
     python main.py --config=configs/muon_1b.py --workdir=runs/muon_1b --config.data.path=corpus.txt
 
-Passes `--dry_run`; never trained here. Expected result: not known. It wants accelerators: about 13 GB of weights and
-optimizer state in float32 (weights, momentum of Muon or two moments of AdamW) and as much again for gradients and
-updates.
+Passes `--dry_run`; never trained here. Expected result: not known. It wants accelerators: 9 GB of weights and
+optimizer state in float32 (weights, and one momentum each for Muon), and as much again for gradients and updates.
 """
 
 from ml_collections import ConfigDict

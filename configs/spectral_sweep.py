@@ -4,7 +4,7 @@
 
 Muon with `optim.spectral_lr` 0, no curriculum, the learning rate of the source's runs (three stages, then down to a
 tenth), and gradients in the source's units: its loss was summed over tokens and doubled, so `grad_units` is twice the
-tokens of a step here. Expected result: see experiments/LOG.md.
+tokens of a step here (set it too where you override batch or window). Expected result: see experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict

@@ -93,7 +93,7 @@ def trials(step_ms: dict[str, float], seconds: float, seeds: int) -> list[Trial]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns 1 if a trial failed."""
+    """Command line; returns 1 unless every trial is finished."""
     parser = argparse.ArgumentParser(prog="python -m experiments.chunk_lm", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of every arm")
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     if begun["seconds"] != args.seconds:
         parser.error(f"--seconds: this folder was begun with {begun['seconds']}; use that, or another --out")
     planned = trials(begun["step_ms"], args.seconds, args.seeds)
-    outcomes = [outcome_of(t, args.out) for t in planned] if args.report else run_all(CONFIG, planned, args.out)
+    outcomes = [outcome_of(t, args.out, CONFIG) for t in planned] if args.report else run_all(CONFIG, planned, args.out)
     write_report(outcomes, begun["step_ms"], args.out)
     return int(any(outcome.status != "finished" for outcome in outcomes))
 

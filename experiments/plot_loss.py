@@ -123,11 +123,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories or text logs")
     parser.add_argument("--out", type=Path, default=Path("compare.png"))
     args = parser.parse_args(arguments)
+    names = [path.resolve().name for path in args.runs]
+    labels = names if len(set(names)) == len(names) else [str(path) for path in args.runs]
     try:
-        runs = {path.resolve().name: read_run(path) for path in args.runs}
+        runs = {label: read_run(path) for label, path in zip(labels, args.runs)}
+        if not any(points for series in runs.values() for points in series.values()):
+            raise ValueError(f"{', '.join(labels)}: nothing is recorded yet")
     except ValueError as error:
         print(f"{error}", file=sys.stderr)
         return 1
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, args.out)
     print(args.out)
     return 0

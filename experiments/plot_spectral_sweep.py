@@ -70,7 +70,8 @@ def _line(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], color: object
 
 def main(arguments: Sequence[str]) -> int:
     """Command line: draws the sweep in the folder that its one argument names."""
-    if len(arguments) != 1 or not (Path(arguments[0]) / "trials.json").is_file():
+    needed = [Path(argument) / name for argument in arguments for name in ("trials.json", "stamp.txt")]
+    if len(arguments) != 1 or not all(file.is_file() for file in needed):
         print(
             "usage: python -m experiments.plot_spectral_sweep FOLDER (of experiments.spectral_sweep)", file=sys.stderr
         )

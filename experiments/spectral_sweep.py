@@ -11,8 +11,11 @@ is `spectral_sweep_<n>runs_<stamp>.png`. The stamp is that of the first launch i
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,13 +89,18 @@ def trials_of(grid: str, seeds: int, many_seeds: int, stamp: str) -> list[Trial]
 
 
 def stamp_of(folder: Path) -> str:
-    """The stamp of the first launch into this folder, or a new one."""
+    """The stamp of the first launch into this folder; of many at once, such as a job array's, only one wins."""
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "stamp.txt"
-    return file.read_text().strip() if file.exists() else time.strftime("%Y%m%d-%H%M%S")
+    with contextlib.suppress(FileExistsError), tempfile.NamedTemporaryFile("w", dir=folder) as new:
+        new.write(time.strftime("%Y%m%d-%H%M%S") + "\n")
+        new.flush()
+        os.link(new.name, file)  # Unlike a file opened for writing, a link is never seen empty.
+    return file.read_text().strip()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns 1 if a trial failed."""
+    """Command line; returns 1 unless every trial is finished."""
     parser = argparse.ArgumentParser(prog="python -m experiments.spectral_sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
     parser.add_argument("--grid", default="source", choices=[*GRIDS, "all"], help="which arms")
@@ -103,18 +111,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--index", type=int, help="run this trial only")
     parser.add_argument("--report", action="store_true", help="table and picture of what is there; run nothing")
     args = parser.parse_args(arguments)
+    if args.report and not (args.out / "stamp.txt").exists():
+        parser.error(f"--report: {args.out} holds no spectral sweep")
     stamp = stamp_of(args.out)
     trials = trials_of(args.grid, args.seeds, args.many_seeds, stamp)
     if args.list:
         print("\n".join(f"{i}  {trial.name}  {' '.join(trial.overrides)}" for i, trial in enumerate(trials)))
         return 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "stamp.txt").write_text(f"{stamp}\n")
     if args.index is not None:
         if not 0 <= args.index < len(trials):
             parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
         return int(run_all(args.config, [trials[args.index]], args.out)[0].status != "finished")
-    outcomes = [outcome_of(t, args.out) for t in trials] if args.report else run_all(args.config, trials, args.out)
+    outcomes = (
+        [outcome_of(t, args.out, args.config) for t in trials]
+        if args.report
+        else run_all(args.config, trials, args.out)
+    )
     write_report(outcomes, args.out, stamp)
     return int(any(outcome.status != "finished" for outcome in outcomes))
 

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,10 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a trial left behind: `finished`, `failed`, `cut short` or `not run`; its last evaluation; why it failed."""
+    """What a trial left behind: its status, its last evaluation, and why it is not finished.
+
+    `finished`, `failed`, `cut short`, `not run`, or `other settings` where its folder holds a run that is not this one.
+    """
 
     trial: Trial
     status: str
@@ -71,43 +75,74 @@ def trials_of(
 
 def run_trial(config: str, trial: Trial, folder: Path) -> Outcome:
     """Runs (or goes on with) one trial in a child process, unless it is finished; its output goes to a log."""
-    before = outcome_of(trial, folder)
-    if before.status == "finished":
+    before = outcome_of(trial, folder, config)
+    if before.status in ("finished", "other settings"):
         return before
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{trial.name}.trial.json").write_text(json.dumps(_settings(trial, config)) + "\n")
     (folder / f"{trial.name}.failed").unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "main.py"), f"--config={config}", f"--workdir={folder / trial.name}"]
     command += [f"--config.{override}" for override in (*trial.overrides, f"seed={trial.seed}")]
+    code = _run_child(command, folder / f"{trial.name}.log", folder / "compile_cache")
+    if code:
+        last = ((folder / f"{trial.name}.log").read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
+        (folder / f"{trial.name}.failed").write_text(f"exit code {code}: {last}\n")
+    return outcome_of(trial, folder, config)
+
+
+def _run_child(command: Sequence[str], log: Path, compile_cache: Path) -> int:
+    """Exit code of a child whose output is appended to `log`; it is given the time to save when this process must stop.
+
+    A Ctrl-C at the terminal reaches the child by itself; a SIGTERM is handed on.
+    """
     # Trials of an arm differ in their seed only: the second one need not compile again.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compile_cache"), "PYTHONPATH": str(ROOT)}
-    with (folder / f"{trial.name}.log").open("a", encoding="utf-8") as log:
-        done = subprocess.run(
-            command,
-            cwd=Path.cwd(),
-            env={**os.environ, **cache},
-            stdout=log,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        log.write(done.stderr)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        (folder / f"{trial.name}.failed").write_text(f"exit code {done.returncode}: {last}\n")
-    return outcome_of(trial, folder)
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache), "PYTHONPATH": str(ROOT)}
+    with log.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+        def hand_on(number: int, frame: object) -> None:
+            del frame
+            child.send_signal(number)
+            raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGTERM, hand_on)
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.wait()
+            sys.exit(f"stopped in {log.stem}, which is saved; the same command goes on from there")
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
 
-def outcome_of(trial: Trial, folder: Path) -> Outcome:
-    """Reads what a trial left behind; runs nothing."""
+def outcome_of(trial: Trial, folder: Path, config: str = "") -> Outcome:
+    """Reads what a trial left behind; runs nothing. With `config`, also checks that it was run from that file."""
     metrics, failed = folder / trial.name / "metrics.jsonl", folder / f"{trial.name}.failed"
+    settings = folder / f"{trial.name}.trial.json"
+    if settings.exists():
+        found, wanted = json.loads(settings.read_text()), _settings(trial, config)
+        different = [key for key, value in wanted.items() if value and found[key] != value]
+        if different:
+            reason = f"{', '.join(different)} differ from what was run in this folder; use another --out"
+            return Outcome(trial, "other settings", {}, reason)
     records = read_metrics(metrics) if metrics.exists() else []
     evals = [record for record in records if record["kind"] == "eval"]
     scores = {k: v for k, v in evals[-1].items() if isinstance(v, (int, float))} if evals else {}
-    if any(record.get("event") == "finished" for record in records):
+    if evals and _is_saved_at_its_end(folder / trial.name, evals[-1]["step"]):
         return Outcome(trial, "finished", scores)
     if failed.exists():
         return Outcome(trial, "failed", scores, failed.read_text().strip())
     return Outcome(trial, "cut short" if records else "not run", scores)
+
+
+def _is_saved_at_its_end(workdir: Path, step: int) -> bool:
+    train = json.loads((workdir / "config.json").read_text())["train"]
+    is_last = step == train["steps_per_epoch"] * train["epochs"]
+    return is_last and (workdir / "checkpoints" / str(step) / "manifest.json").exists()
+
+
+def _settings(trial: Trial, config: str) -> dict[str, Any]:
+    return {"config": config, "overrides": list(trial.overrides), "seed": trial.seed}
 
 
 def run_all(config: str, trials: Sequence[Trial], folder: Path) -> list[Outcome]:
@@ -152,13 +187,47 @@ def _cells(row: Summary) -> str:
 
 
 def parse_arm(text: str) -> tuple[str, tuple[str, ...]]:
-    """`name: key=value key=value` -> (name, overrides)."""
+    """`name: key=value key=value` -> (name, overrides). Values in brackets may hold spaces.
+
+    Raises:
+        ValueError: for an override without a key or a value.
+    """
     name, _, overrides = text.partition(":")
-    return name.strip(), tuple(overrides.split())
+    found = tuple(split_outside_brackets(overrides, " "))
+    for override in found:
+        key, _, value = override.partition("=")
+        if not key or not value:
+            raise ValueError(f"{override!r} in arm {name!r} is not key=value")
+    return name.strip(), found
+
+
+def parse_grid(text: str) -> tuple[str, list[str]]:
+    """`key=v1,v2` -> (key, values). Values in brackets may hold commas.
+
+    Raises:
+        ValueError: if there is no key or no value.
+    """
+    key, _, values = text.partition("=")
+    found = split_outside_brackets(values, ",")
+    if not key or not found:
+        raise ValueError(f"{text!r} is not key=v1,v2")
+    return key, found
+
+
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """Non-empty parts of `text` between separators that stand outside all brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns 1 if a trial failed."""
+    """Command line; returns 1 unless every trial is finished."""
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description="Run a sweep and tabulate it.")
     parser.add_argument("--config", required=True, help="config file that every arm starts from")
     parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
@@ -172,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="tabulate what is there; run nothing")
     args = parser.parse_args(arguments)
     try:
-        grid = [(key, values.split(",")) for key, _, values in (point.partition("=") for point in args.grid)]
+        grid = [parse_grid(point) for point in args.grid]
         seeds = [int(seed) for seed in args.seeds.split(",")]
         trials = trials_of([parse_arm(arm) for arm in args.arm or ["base"]], grid, seeds)
     except ValueError as error:
@@ -189,10 +258,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"--baseline: {args.baseline!r} is no arm; choose from {', '.join(sorted({t.arm for t in trials}))}"
         )
     if args.report:
-        outcomes = [outcome_of(trial, args.out) for trial in trials]
+        outcomes = [outcome_of(trial, args.out, args.config) for trial in trials]
     else:
         outcomes = run_all(args.config, trials, args.out)
     args.out.mkdir(parents=True, exist_ok=True)
+    finished = [outcome for outcome in outcomes if outcome.status == "finished"]
+    if finished and not any(args.metric in outcome.scores for outcome in finished):
+        parser.error(f"--metric: no trial has {args.metric!r}; they have {', '.join(sorted(finished[0].scores))}")
     text = report(outcomes, args.metric, args.baseline or trials[0].arm)
     (args.out / "REPORT.md").write_text(text)
     (args.out / "trials.json").write_text(json.dumps([as_json(o) for o in outcomes], indent=1) + "\n")

@@ -229,8 +229,12 @@ class Config:
         return self.train.steps_per_epoch * self.train.epochs
 
 
-def read_config(values: Mapping[str, Any]) -> Config:
+def read_config(values: Mapping[str, Any], *, with_data: bool = True) -> Config:
     """Checks names, types and ranges of a (possibly nested ConfigDict) mapping and freezes it.
+
+    Args:
+        values: every key of `configs/aligned.py`.
+        with_data: whether the corpus must be there; a saved model can be used without it.
 
     Raises:
         ConfigError: with every fault found, including those of the rules between keys.
@@ -239,7 +243,7 @@ def read_config(values: Mapping[str, Any]) -> Config:
 
     faults: list[str] = []
     sections = _read_keys(Config, values, "", faults)
-    faults += faults_between_keys(sections)
+    faults += faults_between_keys(sections, with_data)
     if faults:
         raise ConfigError(faults)
     return Config(**sections)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import math
 import os
 import typing
 from collections.abc import Iterator, Mapping
@@ -11,27 +12,26 @@ from typing import Any
 from fftlm_jax import cutoff as units
 from fftlm_jax.config import Config
 
-_MUON_GROUPS = ("mixer", "attention", "mlp")
 
-
-def faults_between_keys(sections: Mapping[str, Any]) -> list[str]:
+def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> list[str]:
     """Every sentence about keys that contradict each other, empty for a config that can run.
 
     Args:
         sections: the sections of a config by name; None (or absent) where a section is faulty by itself. The rules
             about such a section are left out, the others still speak.
+        with_data: whether the corpus must be there.
     """
     config = SimpleNamespace(**sections)
     rules = (
         (_model, ("model",)),
-        (_mixer, ("model", "curriculum")),
+        (_mixer, ("model", "objective", "curriculum")),
         (_curriculum, ("model", "curriculum")),
         (_stages, ("lr", "train")),
-        (_cooldown, ("lr", "curriculum")),
-        (_muon, ("optim",)),
+        (_cooldown, ("objective", "lr", "curriculum")),
+        (_muon, ("model", "objective", "optim")),
         (_objective, ("model", "objective", "curriculum")),
         (_chunk_head, ("model", "objective", "init")),
-        (_data, ("data",)),
+        *([(_data, ("data",))] if with_data else []),
         (_evaluation, ("model", "eval")),
         (_resume, ("resume",)),
     )
@@ -45,7 +45,7 @@ def faults_between_keys(sections: Mapping[str, Any]) -> list[str]:
 
 def _model(config: Config) -> Iterator[str]:
     m = config.model
-    if m.d_model % m.conv_heads:
+    if m.d_model % m.conv_heads and m.mixer == "convolution":
         yield f"config.model.conv_heads: {m.conv_heads} heads do not divide d_model {m.d_model}; choose a divisor."
     if m.d_model % (2 * m.attention_heads) and m.mixer == "attention":
         yield (
@@ -58,13 +58,13 @@ def _model(config: Config) -> Iterator[str]:
         yield f"config.model.memory_piece: {m.memory_piece} exceeds the window of {m.seq_len} bytes; lower it."
     if round(m.d_model * m.ffn_mult) < 1:
         yield f"config.model.ffn_mult: {m.ffn_mult} x d_model {m.d_model} leaves no hidden unit; raise it."
-    if m.conv_method == "fft" and m.dtype == "bfloat16":
+    if m.conv_method == "fft" and m.dtype == "bfloat16" and m.mixer == "convolution":
         yield "config.model.dtype: there is no FFT in bfloat16; use conv_method 'toeplitz' or dtype 'float32'."
 
 
 def _mixer(config: Config) -> Iterator[str]:
     m, c = config.model, config.curriculum
-    if m.mixer == "attention" and c.rule != "none":
+    if m.mixer == "attention" and c.rule != "none" and not config.objective.is_frozen:
         yield (
             f"config.curriculum.rule: {c.rule!r} raises the cutoff of convolution kernels, and mixer 'attention' has "
             "none; set it to 'none'."
@@ -149,7 +149,8 @@ def _cooldown(config: Config) -> Iterator[str]:
     bad = [v for v in lr.multipliers if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < 1e6]
     if bad or not lr.multipliers:
         yield f"config.lr.multipliers: {lr.multipliers!r} must be one or more numbers above 0."
-    if lr.schedule == "cooldown" and config.curriculum.rule != "none" and (lr.restart != "none" or lr.factor != 1.0):
+    raises = config.curriculum.rule != "none" and not config.objective.is_frozen
+    if lr.schedule == "cooldown" and raises and (lr.restart != "none" or lr.factor != 1.0):
         yield (
             "config.lr.schedule: 'cooldown' takes no events, so a raise cannot restart or reduce it; set lr.restart to "
             "'none' and lr.factor to 1.0, or the schedule to 'sawtooth'."
@@ -158,18 +159,35 @@ def _cooldown(config: Config) -> Iterator[str]:
 
 def _muon(config: Config) -> Iterator[str]:
     o = config.optim
+    if o.name == "muon" and config.objective.is_frozen:
+        yield "config.optim.name: a frozen backbone leaves Muon no matrix; use 'adamw'."
+    if o.name != "muon":
+        only = {"spectral_lr": o.spectral_lr != 0, "brake": o.brake < 1, "neuron_beta2": o.neuron_beta2 > 0}
+        for name in (name for name, is_set in only.items() if is_set):
+            yield f"config.optim.{name}: belongs to Muon and would do nothing; set optim.name to 'muon'."
     if isinstance(o.spectral_lr, tuple):
-        for entry in o.spectral_lr:
-            is_pair = isinstance(entry, tuple) and len(entry) == 2 and entry[0] in _MUON_GROUPS
-            if not is_pair or isinstance(entry[1], bool) or not isinstance(entry[1], (int, float)):
-                yield (
-                    f"config.optim.spectral_lr: {entry!r} is not (group, number); groups are "
-                    f'{", ".join(_MUON_GROUPS)}, as in (("mixer", 0.05), ("mlp", 0.15)).'
-                )
+        yield from _spectral_lr_by_group(o.spectral_lr, config.model.mixer)
     span = o.spectral_span
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in span)
     if len(span) != 2 or not numbers or not 0 <= span[0] < span[1] <= 1:
         yield f"config.optim.spectral_span: {span!r} is not (start, end) with 0 <= start < end <= 1."
+
+
+def _spectral_lr_by_group(rows: tuple, mixer: str) -> Iterator[str]:
+    groups = ("attention" if mixer == "attention" else "mixer", "mlp")
+    seen: list[str] = []
+    for row in rows:
+        is_pair = isinstance(row, tuple) and len(row) == 2 and row[0] in groups and row[0] not in seen
+        number = row[1] if is_pair else None
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            yield (
+                f"config.optim.spectral_lr: {row!r} is not (group, number); the groups of this model, each once, are "
+                f"{' and '.join(groups)}, as in (('{groups[0]}', 0.05), ('mlp', 0.15))."
+            )
+        else:
+            seen.append(row[0])
+    if not rows:
+        yield "config.optim.spectral_lr: is empty; write a number, or (group, number) rows."
 
 
 def _objective(config: Config) -> Iterator[str]:

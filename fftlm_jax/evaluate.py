@@ -47,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tally_of(saved: SavedRun, text: np.ndarray) -> Tally:
-    """Losses of a saved run on a text, by place; every byte but the first is scored once."""
+    """Losses of a saved run on a text, by place; every byte but the first is scored once.
+
+    Under the `signal` method only the last position of each window is, which sees no future.
+    """
     model, graph = saved.config.model, build(saved.config.model)[0]
     evaluate = make_evaluate(saved.config, graph, saved.low_pass)
     batches = evaluation_batches(text, model.seq_len, model.chunk, saved.config.eval.batch_size)
@@ -93,7 +96,7 @@ def table(found: dict[str, Any], tally: Tally) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fftlm_jax.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("workdir", help="run directory")
-    parser.add_argument("--step", default="best", help="best (lowest bpb), last, or a step number")
+    parser.add_argument("--step", default="best", help="best (lowest bpb of the raw weights), last, or a number")
     parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
     parser.add_argument("--text", help="score this whole file in place of the run's held-out part")
     parser.add_argument("--max_bytes", type=int, default=0, help="of the text, from its beginning; 0 for all of it")
@@ -106,16 +109,26 @@ def _run(args: argparse.Namespace) -> None:
     text = _text(args, saved)
     tally = tally_of(saved, text)
     found = results(saved, tally, len(text))
+    what = {"weights": "average" if args.ema else "raw", "text": args.text or "held out"}
     print(table(found, tally))
-    out = args.out or Path(args.workdir) / f"evaluation_{saved.step}{'_ema' if args.ema else ''}"
+    out = args.out or Path(args.workdir) / _default_name(args, saved)
+    numbers, picture = (out.with_name(f"{out.name}{ending}") for ending in (".json", ".png"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        title = f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}"
-        draw(tally, out.with_suffix(".png"), title)
+        numbers.write_text(json.dumps({**what, **found}, indent=1) + "\n")
+        draw(tally, picture, f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}")
     except OSError as error:
         raise SaveError(f"{out}: cannot be written ({error.strerror}).") from error
-    print(f"\nsee {out.with_suffix('.png')} and {out.with_suffix('.json')}")
+    print(f"\nsee {picture} and {numbers}")
+
+
+def _default_name(args: argparse.Namespace, saved: SavedRun) -> str:
+    """Tells apart what was evaluated, so that no evaluation replaces another kind."""
+    parts = ["evaluation", str(saved.step)]
+    parts += ["ema"] if args.ema else []
+    parts += [Path(args.text).stem] if args.text else []
+    parts += [f"{args.max_bytes}bytes"] if args.max_bytes else []
+    return "_".join(parts)
 
 
 def _text(args: argparse.Namespace, saved: SavedRun) -> np.ndarray:

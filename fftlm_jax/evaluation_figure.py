@@ -18,7 +18,7 @@ def draw(tally: Tally, file: Path, title: str) -> None:
     """Draws one panel, or two where chunks were scored, and replaces `file` in one move."""
     with_chunk = tally.chunk_NC is not None
     figure, axes = plt.subplots(1, 1 + with_chunk, figsize=(5.5 * (1 + with_chunk), 4), squeeze=False)
-    position = np.arange(1, len(tally.next_byte_T) + 1)
+    position = np.arange(len(tally.next_byte_T)) + tally.first_position
     bits, mean = bpb_by_position(tally), tally.next_byte_T.sum() / tally.next_byte_count_T.sum() / np.log(2)
     # A position is scored once a window, so its own mean is noisy; far in, neighbours have almost the same context.
     axes[0, 0].plot(position, bits, ".", color=_LINE, alpha=0.25, ms=3, label="each position")

@@ -126,6 +126,17 @@ def test_faults_of_mixers_memories_and_heads(message, overrides):
         ("config.lr.multipliers", {"lr__multipliers": ()}),
         ("config.optim.spectral_lr: .* is not .group, number.", {"optim__spectral_lr": (("mpl", 0.1),)}),
         ("config.optim.spectral_lr", {"optim__spectral_lr": (("mlp", "0.1"),)}),
+        ("groups of this model, each once, are mixer and mlp", {"optim__spectral_lr": (("attention", 0.1),)}),
+        ("is not .group, number", {"optim__spectral_lr": (("mlp", 0.1), ("mlp", 0.2))}),
+        ("is not .group, number", {"optim__spectral_lr": (("mlp", float("inf")),)}),
+        ("spectral_lr: is empty", {"optim__spectral_lr": ()}),
+        ("spectral_lr: belongs to Muon and would do nothing", {"optim__spectral_lr": 0.1, "optim__name": "adamw"}),
+        ("brake: belongs to Muon", {"optim__brake": 0.5, "optim__name": "adamw"}),
+        ("neuron_beta2: belongs to Muon", {"optim__neuron_beta2": 0.5, "optim__name": "adamw"}),
+        (
+            "leaves Muon no matrix",
+            {"objective__name": "chunk_head", "objective__backbone": "frozen", "init__checkpoint": "x"},
+        ),
         ("config.optim.spectral_lr: must be float or tuple", {"optim__spectral_lr": "0.1x"}),
         ("config.optim.spectral_span", {"optim__spectral_span": (0.5, 0.5)}),
         ("config.optim.spectral_span", {"optim__spectral_span": (0.5,)}),
@@ -135,7 +146,12 @@ def test_faults_of_mixers_memories_and_heads(message, overrides):
 )
 def test_faults_of_learning_rates_and_optimizers(message, overrides):
     with pytest.raises(ConfigError, match=message):
-        read_config(tiny_values(**overrides))
+        read_config(tiny_values(**{"optim__name": "muon", **overrides}))
+
+
+def test_what_only_convolutions_need_is_not_asked_of_attention():
+    attention = {"model__mixer": "attention", "curriculum__rule": "none"}
+    read_config(tiny_values(model__conv_heads=3, model__conv_method="fft", model__dtype="bfloat16", **attention))
 
 
 def test_the_cooldown_has_no_use_for_the_teeth():

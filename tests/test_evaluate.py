@@ -91,6 +91,7 @@ def test_the_command_agrees_with_the_run(workdir, saved, capsys):
     assert (workdir / f"evaluation_{saved.step}.png").read_bytes().startswith(b"\x89PNG")
     assert evaluate.main([str(workdir), "--step=last", "--ema"]) == 0
     average = json.loads((workdir / f"evaluation_{saved.step}_ema.json").read_text())
+    assert (average["weights"], found["weights"], found["text"]) == ("average", "raw", "held out")
     assert average["bpb"] == pytest.approx(last["ema_bpb"], abs=1e-5)
 
 
@@ -98,6 +99,37 @@ def test_another_text_can_be_scored(workdir, tmp_path, capsys):
     (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
     assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", f"--out={tmp_path / 'new' / 'e'}"]) == 0
     assert "777 bytes of text" in capsys.readouterr().out and (tmp_path / "new" / "e.png").exists()
+    before = sorted(workdir.glob("evaluation_*"))
+    for more in ([], ["--max_bytes=500"], [f"--out={tmp_path / 'lr_0.1'}"], [f"--out={tmp_path / 'lr_0.2'}"]):
+        assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", *more]) == 0
+    assert {p.name for p in tmp_path.glob("lr*")} == {f"lr_0.{i}.{kind}" for i in (1, 2) for kind in ("json", "png")}
+    new = {p.name for p in workdir.glob("evaluation_*")} - {p.name for p in before}
+    assert len(new) == 4 and all("_other" in name for name in new), "the held-out evaluation is not replaced"
+
+
+def test_a_copied_run_needs_its_corpus_for_its_held_out_part_only(workdir, tmp_path, capsys):
+    (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
+    corpus = workdir.parent / "corpus.txt"
+    corpus.rename(tmp_path / "away")
+    try:
+        assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}"]) == 0
+        assert evaluate.main([str(workdir)]) == 1
+        assert "corpus.txt" in capsys.readouterr().err
+    finally:
+        (tmp_path / "away").rename(corpus)
+
+
+def test_the_signal_method_scores_last_positions_and_says_so(tmp_path, capsys):
+    values = tiny_values(
+        train__epochs=1,
+        curriculum__method="signal",
+        objective__positions="last",
+        objective__next_byte_weight=0.0,
+    )
+    run(values, tmp_path / "run")
+    (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
+    assert evaluate.main([str(tmp_path / "run"), f"--text={tmp_path / 'other.txt'}"]) == 0
+    assert "32 to 32" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,11 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, graph: nnx.GraphDef, low_pass: LowPass) -> None:
         # A context beyond the receptive field changes nothing; one beyond the training window was never trained.
-        self.context = int(min(receptive_field(config), config.seq_len))
+        # A signal mask spreads every byte over the whole window; only the last position then sees nothing but the past,
+        # so its windows are full and end with the newest byte.
+        self._is_full_window = low_pass.method == "signal" and not low_pass.is_full
+        reach = math.inf if self._is_full_window else receptive_field(config)
+        self.context = int(min(reach, config.seq_len))
         # A memory takes in whole pieces, so its window moves by whole pieces, lest all of them change with every byte.
         self._stride = 1 if config.memory == "none" else config.memory_piece
         self._graph = graph
@@ -41,6 +45,8 @@ class Decoder:
     def generate(self, params: Params, prompt: bytes, length: int, sampling: SamplingConfig, seed: int) -> bytes:
         """Samples `length` bytes after a prompt. An empty prompt starts after a newline, which is not returned."""
         known = (prompt or b"\n")[-self.context :]
+        if self._is_full_window:
+            known = known.rjust(self.context, b"\n")
         buffer = np.zeros(self.context + length + self._stride - 1, np.int32)
         buffer[: len(known)] = np.frombuffer(known, np.uint8)
         total = len(known) + length

@@ -7,7 +7,7 @@ keeps one complex state h, with learned rho in (0, 1) and, for `aligned`, theta 
 `polar`     h <- (rho |h| + (1 - rho) |F|) F/|F|: magnitudes are averaged, the phase is that of F.
 
 Both are stable: |h| never exceeds the largest |F| so far. A bin that is silent in a piece (|F| = 0) has no phase; h
-then keeps its own and decays. A state may be read only from the end of its piece on: position t reads the state after
+then starts from its own. A state may be read only from the end of its piece on: position t reads the state after
 piece floor((t + 1) / P) - 1, and h = 0 before the first.
 
 `polar` is a linear recurrence of magnitudes and is computed as a parallel scan. `aligned` is not linear (the magnitude

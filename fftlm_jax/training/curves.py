@@ -82,14 +82,14 @@ def _draw_rho(axis: Axes, radial: Sequence[Record]) -> None:
 
 def _draw_losses(axis: Axes, train: Sequence[Record], evals: Sequence[Record]) -> None:
     """Training and held-out losses on one scale: bits per byte, whatever the objective adds up."""
-    steps = [r["step"] for r in train]
-    is_chunk = bool(train) and "chunk_loss" in train[0]
-    lines = [("training, next byte", [r.get("next_byte_loss", r["loss"]) for r in train], _TRAIN)]
-    if is_chunk:
-        lines.append(("training, chunk", [r["chunk_loss"] for r in train], _CHUNK))
+    lines = [("training, next byte", [(r["step"], r.get("next_byte_loss", r["loss"])) for r in train], _TRAIN)]
+    # A resumed run may have been given another objective, so not every record need have the same losses.
+    if any("chunk_loss" in r for r in train):
+        lines.append(("training, chunk", [(r["step"], r["chunk_loss"]) for r in train if "chunk_loss" in r], _CHUNK))
     shown = [value for r in evals for name, value in r.items() if name.endswith("bpb")]
-    for label, nats, color in lines:
-        bits = np.array(nats) / np.log(2)
+    for label, points, color in lines:
+        steps, nats = np.array(points).reshape(-1, 2).T
+        bits = nats / np.log(2)
         width = max(1, len(bits) // _SMOOTHING_WINDOWS)
         axis.plot(steps, bits, color=color, alpha=0.25, linewidth=0.6)
         if len(bits):
@@ -99,9 +99,9 @@ def _draw_losses(axis: Axes, train: Sequence[Record], evals: Sequence[Record]) -
         shown += bits[len(bits) // 50 :].tolist()
     axis.plot([r["step"] for r in evals], [r["bpb"] for r in evals], "o-", color=_EVAL, ms=4, label="held out, bpb")
     for name, style, label in (("chunk_bpb", "s--", "chunk bpb"), ("ema_bpb", "^:", "bpb of the average")):
-        if evals and name in evals[-1]:
-            points = [r[name] for r in evals]
-            axis.plot([r["step"] for r in evals], points, style, color=_EVAL, ms=3, label=f"held out, {label}")
+        points = [(r["step"], r[name]) for r in evals if name in r]
+        if points:
+            axis.plot(*zip(*points), style, color=_EVAL, ms=3, label=f"held out, {label}")
     if shown:
         axis.set_ylim(min(shown) - 0.1, max(np.percentile(shown, 99.5), *(r["bpb"] for r in evals), 0) + 0.3)
     axis.set_ylabel("bits per byte")

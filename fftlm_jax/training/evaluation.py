@@ -26,6 +26,7 @@ class Tally(NamedTuple):
     next_byte_count_T: np.ndarray
     chunk_NC: np.ndarray | None
     chunk_count_NC: np.ndarray | None
+    first_position: int  # Of the window, counted from 1, that the first entry of T stands for.
 
 
 Evaluate = Callable[[Params, Iterable[EvaluationBatch]], Tally]
@@ -38,6 +39,8 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Eva
     of each window is scored, since all others see their future.
     """
 
+    last_only = low_pass.method == "signal"  # At every cutoff, or bpb would change its meaning at the last raise.
+
     @jax.jit
     def sums(params: Params, windows_BW: jax.Array, valid_B: jax.Array) -> list[jax.Array]:
         scores = score(
@@ -47,8 +50,7 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Eva
             low_pass,
             chunk=config.model.chunk,
             with_chunk=config.objective.has_chunks,
-            last_only=low_pass.method
-            == "signal",  # At every cutoff, or bpb would change its meaning at the last raise.
+            last_only=last_only,
             valid_B=valid_B,
         )
         next_byte = [scores.next_byte_BT * scores.next_byte_weight_BT, scores.next_byte_weight_BT]
@@ -63,7 +65,7 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Eva
         for batch in batches:
             found = jax.device_get(sums(params, batch.windows, batch.valid))
             total = [t + f.astype(np.float64) for t, f in zip(total, found, strict=True)]
-        return Tally(*total, *[None] * (4 - len(total)))
+        return Tally(*total, *[None] * (4 - len(total)), config.model.seq_len if last_only else 1)
 
     return evaluate
 
@@ -84,11 +86,16 @@ def bpb_by_position(tally: Tally) -> np.ndarray:
 
 
 def bpb_by_range(tally: Tally, ranges: int) -> list[tuple[int, int, float]]:
-    """(first, last, bits per byte) over about `ranges` ranges of positions, counted from 1, that grow geometrically."""
+    """(first, last, bits per byte) over about `ranges` ranges of positions, counted from 1, that grow geometrically.
+
+    A range in which nothing was scored is left out.
+    """
     T = len(tally.next_byte_T)
     edges = np.unique(np.geomspace(1, T + 1, ranges + 1).round().astype(int))
     nats, count = (np.add.reduceat(values, edges[:-1] - 1) for values in (tally.next_byte_T, tally.next_byte_count_T))
-    return [(int(a), int(b) - 1, float(x)) for a, b, x in zip(edges, edges[1:], _bits(nats, count)) if not np.isnan(x)]
+    before = tally.first_position - 1
+    rows = zip(edges + before, edges[1:] + before, _bits(nats, count))
+    return [(int(first), int(after) - 1, float(bits)) for first, after, bits in rows if not np.isnan(bits)]
 
 
 def chunk_bpb_by_offset(tally: Tally) -> np.ndarray:

@@ -17,7 +17,7 @@ from fftlm_jax.training.console import Console, duration
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.radial_record import radial_record
 from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.step import StepMetrics
+from fftlm_jax.training.step import StepMetrics, trained
 
 _RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
 
@@ -55,7 +55,7 @@ class Recorder:
         self.console.say(corpus.description)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
-        self.console.say(f"optimizer: {routing_words(params, self.config.optim.name)}")
+        self.console.say(f"optimizer: {routing_words(trained(self.config, params), self.config.optim.name)}")
         if resumed:
             self.console.say(f"resuming from step {self.first_step}, the newest whole checkpoint, at cutoff {cutoff}")
             self.log.write("event", self.first_step, event="resumed", cutoff=cutoff)

@@ -11,7 +11,10 @@ _FREE = (
     *("data.source", "data.path"),
 )
 # A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
-_NEVER = ("model.", "objective.backbone", "optim.name", "optim.ema_decay", "init.")
+_NEVER = (
+    *("model.", "objective.backbone", "init.", "lr.schedule", "optim.name", "optim.ema_decay", "optim.cautious"),
+    *("optim.neuron_beta2", "optim.spectral_normalize", "optim.spectral_adaptive"),
+)
 _NEVER_EXCEPT = ("model.conv_method", "model.dropout")
 
 

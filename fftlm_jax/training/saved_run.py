@@ -44,7 +44,7 @@ def load(workdir: str | Path, which: str, *, averaged: bool = False) -> SavedRun
     if not directory.has_config:
         raise UsageError(f"--workdir: {directory.root} holds no run; name a run directory.")
     try:
-        config = read_config(directory.read_config())
+        config = read_config(directory.read_config(), with_data=False)
     except ConfigError as error:
         raise CheckpointError(f"{directory.config}: {error}") from None
     step = choose_step(directory.checkpoints, which)

@@ -23,11 +23,13 @@ from fftlm_jax.optim import (
 from fftlm_jax.spectral import LowPass, mask_spectrum
 from fftlm_jax.training.compiler import StepCompiler
 from fftlm_jax.training.step import TrainState, events, make_train_step, new_state
-from fftlm_jax.training.warm_start import ARCHITECTURE, coefficients_in_use, load_weights, source_architecture
+from fftlm_jax.training.warm_start import ARCHITECTURE, LOW_PASS, coefficients_in_use, load_weights, source_config
 
 
 def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> Config:
     """Validates a config. With `init.checkpoint`, the architecture is that of the run it names.
+
+    So is, under a frozen backbone, the method of its cutoff: another would change what frozen kernels compute.
 
     Args:
         values: config with every key.
@@ -38,8 +40,10 @@ def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None)
     if not config.init.checkpoint:
         return config
     merged = to_dict(config)
-    source = source_architecture(config.init.checkpoint) if begun is None else begun.get("model", {})
-    merged["model"].update({name: source[name] for name in ARCHITECTURE if name in source})
+    source = source_config(config.init.checkpoint) if begun is None else begun
+    inherited = {"model": ARCHITECTURE, "curriculum": LOW_PASS if config.objective.is_frozen else ()}
+    for section, names in inherited.items():
+        merged[section].update({name: source[section][name] for name in names if name in source.get(section, {})})
     return read_config(merged)
 
 
@@ -126,7 +130,7 @@ def first_state(config: Config, controller: Controller, tx: optax.GradientTransf
                 coefficients_in_use=coefficients_in_use(params),
                 kernel_len=config.model.kernel_len,
             )
-    if _masks_parameters(config):
+    if _masks_parameters(config) and not config.objective.is_frozen:
         mixer = params["blocks"]["mixer"]
         mixer["spectrum"] = mask_spectrum(mixer["spectrum"], low_pass_at(config, controller.cutoff))
     return new_state(config, params, tx)

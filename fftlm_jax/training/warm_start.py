@@ -19,6 +19,8 @@ ARCHITECTURE = (
     *("d_model", "n_layers", "mixer", "conv_heads", "kernel_len", "kernel_basis", "projections", "attention_heads"),
     *("ffn_mult", "memory", "memory_piece"),
 )
+# The part of `curriculum` that a trained kernel was filtered with.
+LOW_PASS = ("method", "transition_bins")
 
 
 def checkpoint_step(checkpoint: str) -> Path:
@@ -41,21 +43,19 @@ def checkpoint_step(checkpoint: str) -> Path:
     return good[0]
 
 
-def source_architecture(checkpoint: str) -> dict[str, Any]:
-    """The architecture keys of the run that `init.checkpoint` names.
+def source_config(checkpoint: str) -> dict[str, Any]:
+    """The sections `model` and `curriculum` of the run that `init.checkpoint` names, as far as weights depend on them.
 
     Raises:
         CheckpointError: if its config is missing, unreadable or has no such keys.
     """
-    model = _source_model(checkpoint)
-    return {name: model[name] for name in ARCHITECTURE}
-
-
-def _source_model(checkpoint: str) -> dict[str, Any]:
     file = checkpoint_step(checkpoint).parent.parent / "config.json"
     try:
-        model = json.loads(file.read_text())["model"]
-        return {name: model[name] for name in (*ARCHITECTURE, "seq_len")}
+        values = json.loads(file.read_text())
+        return {
+            "model": {name: values["model"][name] for name in (*ARCHITECTURE, "seq_len")},
+            "curriculum": {name: values["curriculum"][name] for name in LOW_PASS},
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"init.checkpoint: {file} cannot be read ({error}); name a whole run directory."
@@ -93,7 +93,7 @@ def rescaled_cutoff(cutoff: int, old_bins: int, new_bins: int) -> int:
 
 
 def _bins(checkpoint: str) -> int:
-    return freq_bins(_source_model(checkpoint)["seq_len"])
+    return freq_bins(source_config(checkpoint)["model"]["seq_len"])
 
 
 def coefficients_in_use(params: Params) -> int:

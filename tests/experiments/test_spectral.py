@@ -29,6 +29,19 @@ def test_names_follow_the_grammar_of_the_sources_logs():
     assert [t.seed for t in trials[:15]] == [0] * 5 + [1] * 5 + [2] * 5
 
 
+def test_one_stamp_for_all_jobs_of_an_array(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        spectral_sweep.main([f"--out={tmp_path / 'sweep'}", "--report"])
+    assert not (tmp_path / "sweep").exists() and "holds no spectral sweep" in capsys.readouterr().err
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "stamp.txt").write_text("20260206-233406\n")
+    assert spectral_sweep.main([f"--out={tmp_path / 'sweep'}", "--list"]) == 0
+    assert "spectral_lr_0.01-seed0-20260206-233406" in capsys.readouterr().out
+    first = spectral_sweep.stamp_of(tmp_path / "new")
+    assert spectral_sweep.stamp_of(tmp_path / "new") == first
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["stamp.txt"]
+
+
 def test_every_arm_is_a_valid_config():
     for tag, overrides in (spectral_sweep.arms_of("all") | spectral_sweep.arms_of("transfer")).items():
         values = config.get_config()

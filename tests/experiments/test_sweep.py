@@ -7,7 +7,7 @@ import pytest
 
 from experiments import chunk_lm, sweep
 from experiments.arm_statistics import compare_arms, mean_interval
-from experiments.sweep import Outcome, Trial, outcome_of, parse_arm, report, trials_of
+from experiments.sweep import Outcome, Trial, outcome_of, parse_arm, parse_grid, report, trials_of
 
 CONFIG_FILE = """
 from tests.tiny import tiny_values
@@ -24,6 +24,16 @@ def test_trials_are_the_product_of_arms_points_and_seeds():
     assert found[3] == Trial("b lr.base=2e-3", ("x=1", "lr.base=2e-3"), 0)
     assert found[3].name == "b_lr.base_2e-3-seed0"
     assert parse_arm("b: x=1 y=2") == ("b", ("x=1", "y=2")) and parse_arm("plain") == ("plain", ())
+
+
+def test_values_in_brackets_stay_whole():
+    assert parse_arm("a: lr.stages=(('rest', 1.0, 0.05),) x=1")[1] == ("lr.stages=(('rest', 1.0, 0.05),)", "x=1")
+    assert parse_grid("s=(0.0,0.5),(0.5,1.0)") == ("s", ["(0.0,0.5)", "(0.5,1.0)"])
+    for bad in ("a: x", "a: =1", "a: x="):
+        with pytest.raises(ValueError, match="is not key=value"):
+            parse_arm(bad)
+    with pytest.raises(ValueError, match="is not key=v1,v2"):
+        parse_grid("lr.base")
 
 
 def test_trials_never_share_a_folder():
@@ -74,12 +84,20 @@ def test_a_sweep_goes_on_after_a_failure_and_trains_nothing_twice(tmp_path, caps
     assert sweep.main([*options, "--report"]) == 1
     assert sweep.main([*options, "--index=1"]) == 0
     assert metrics.stat().st_mtime_ns == before
+    changed = [option.replace("--arm=good", "--arm=good: lr.base=0.5") for option in options]
+    assert sweep.main(changed) == 1
+    assert "good-seed0: other settings overrides differ from what was run" in capsys.readouterr().out
+    assert metrics.stat().st_mtime_ns == before
+    assert sweep.main([*options, "--report"]) == 1
     written = json.loads((tmp_path / "out" / "trials.json").read_text())
     assert [t["status"] for t in written] == ["failed", "finished"] and written[1]["bpb"] > 0
     assert "| 1 | good |" in (tmp_path / "out" / "REPORT.md").read_text()
 
 
-@pytest.mark.parametrize("arguments,message", ((["--index=5"], "outside 0..0"), (["--baseline=x"], "is no arm")))
+@pytest.mark.parametrize(
+    "arguments,message",
+    ((["--index=5"], "outside 0..0"), (["--baseline=x"], "is no arm"), (["--grid=x"], "is not key=v1,v2")),
+)
 def test_bad_options_are_said(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit):
         sweep.main([f"--config={tmp_path}", f"--out={tmp_path / 'out'}", *arguments])

@@ -12,7 +12,7 @@ from fftlm_jax.generation import Decoder, SamplingConfig, receptive_field, sampl
 from fftlm_jax.generation.cli import terminal_text
 from fftlm_jax.generation.sampling import keep_top_k, keep_top_p, penalise_repetition
 from fftlm_jax.model import build, init_params
-from fftlm_jax.spectral import no_filter
+from fftlm_jax.spectral import LowPass, no_filter
 from tests.tiny import tiny
 
 LOGITS = jnp.log(jnp.asarray([0.5, 0.25, 0.15, 0.1]))
@@ -102,6 +102,18 @@ def test_endless_memories_decode_over_windows_that_begin_at_whole_pieces(overrid
         window = np.zeros((1, 64), np.uint8)
         window[0, : i - start] = sequence[start:i]
         assert np.argmax(next_byte(window)[0, i - start - 1]) == sequence[i]
+
+
+def test_a_signal_mask_is_decoded_at_the_end_of_full_windows(model):
+    """Anywhere else a byte would be predicted from the zeros behind it."""
+    config, graph, params = model
+    low_pass = LowPass(20, 33, "signal")
+    text = Decoder(config, graph, low_pass).generate(params, b"hello", 6, SamplingConfig(temperature=0.0), 0)
+    full = nnx.merge(graph, params)
+    sequence = b"\n" * 59 + b"hello" + text
+    for i in range(6):
+        window = np.frombuffer(sequence[i : i + 64], np.uint8)[None]
+        assert np.argmax(full.head.next_byte(full(jnp.asarray(window), low_pass))[0, -1]) == text[i]
 
 
 def test_seeds_repeat(model):

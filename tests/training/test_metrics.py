@@ -7,6 +7,7 @@ import pytest
 
 from fftlm_jax.training.console import duration
 from fftlm_jax.training.curves import draw_curves
+from fftlm_jax.training.curves import draw_curves
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 
 
@@ -64,3 +65,17 @@ def test_curves_are_drawn_of_any_stage_of_a_run(tmp_path):
 @pytest.mark.parametrize("seconds,text", ((4.6, "5s"), (185, "3m05s"), (7380, "2h03m")))
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_curves_of_a_run_whose_objective_changed(tmp_path):
+    """Not every record of it has every loss."""
+    common = {"lr": 0.1, "cutoff": 4, "grad_norm": 1.0, "loss": 2.0}
+    records = [
+        {"kind": "train", "step": 1, **common},
+        {"kind": "eval", "step": 1, "bpb": 3.0},
+        {"kind": "train", "step": 2, **common, "chunk_loss": 1.5, "next_byte_loss": 1.0},
+        {"kind": "eval", "step": 2, "bpb": 3.0, "chunk_bpb": 4.0},
+    ]
+    for order in (records, records[2:] + records[:2]):
+        draw_curves(order, tmp_path / "curves.png", "title")
+        assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

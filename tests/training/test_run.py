@@ -416,6 +416,17 @@ def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(backbone, tmp_pat
     assert set_back_and_finished_again(values, tmp_path / "run", capsys)
 
 
+def test_a_frozen_backbone_keeps_the_method_of_its_cutoff(tmp_path):
+    """Kernels trained under another filter are neither masked nor filtered anew."""
+    backbone = {"curriculum__method": "minimum_phase", "curriculum__transition_bins": 2, "sample__bytes": 0}
+    run(tiny_values(train__epochs=1, objective__name="next_byte", **backbone), tmp_path / "backbone")
+    head = {"objective__name": "chunk_head", "objective__backbone": "frozen", "sample__bytes": 0}
+    run(tiny_values(train__epochs=1, init__checkpoint=str(tmp_path / "backbone"), **head), tmp_path / "head")
+    before, after = (saved_run.load(tmp_path / name, "last") for name in ("backbone", "head"))
+    jax.tree.map(np.testing.assert_array_equal, before.params["blocks"], after.params["blocks"])
+    assert after.low_pass == before.low_pass and after.low_pass.method == "minimum_phase"
+
+
 def test_the_average_of_the_weights_is_evaluated_beside_them(tmp_path, capsys):
     """With a decay near 0 the average is the weights themselves; with one near 1 it lags behind."""
     scores = {}
