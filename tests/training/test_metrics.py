@@ -7,7 +7,6 @@ import pytest
 
 from fftlm_jax.training.console import duration
 from fftlm_jax.training.curves import draw_curves
-from fftlm_jax.training.curves import draw_curves
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 
 
