@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plot_spectral_sweep import draw
-from experiments.sweep import Outcome, Trial, as_json, outcome_of, report, run_all
+from experiments.sweep import Outcome, Trial, as_json, listing, outcome_of, report, run_all, run_index
 
 CONFIG = "configs/spectral_sweep.py"
 _FROBENIUS = ("optim.spectral_normalize=frobenius",)
@@ -116,12 +116,13 @@ def main(arguments: list[str] | None = None) -> int:
     stamp = stamp_of(args.out)
     trials = trials_of(args.grid, args.seeds, args.many_seeds, stamp)
     if args.list:
-        print("\n".join(f"{i}  {trial.name}  {' '.join(trial.overrides)}" for i, trial in enumerate(trials)))
+        print(listing(trials))
         return 0
     if args.index is not None:
-        if not 0 <= args.index < len(trials):
-            parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
-        return int(run_all(args.config, [trials[args.index]], args.out)[0].status != "finished")
+        try:
+            return run_index(args.config, trials, args.index, args.out)
+        except ValueError as error:
+            parser.error(str(error))
     outcomes = (
         [outcome_of(t, args.out, args.config) for t in trials]
         if args.report

@@ -156,6 +156,22 @@ def run_all(config: str, trials: Sequence[Trial], folder: Path) -> list[Outcome]
     return outcomes
 
 
+def run_index(config: str, trials: Sequence[Trial], index: int, folder: Path) -> int:
+    """Runs one trial by its number; 1 unless it is finished.
+
+    Raises:
+        ValueError: if there is no such number.
+    """
+    if not 0 <= index < len(trials):
+        raise ValueError(f"--index: {index} is outside 0..{len(trials) - 1}")
+    return int(run_all(config, [trials[index]], folder)[0].status != "finished")
+
+
+def listing(trials: Sequence[Trial]) -> str:
+    """The trials and their numbers, a line each."""
+    return "\n".join(f"{i}  {trial.name}  {' '.join(trial.overrides)}" for i, trial in enumerate(trials))
+
+
 def values_by_arm(outcomes: Sequence[Outcome], metric: str) -> dict[str, dict[int, float]]:
     """{arm: {seed: value}} of the finished trials, arms in their first order."""
     table: dict[str, dict[int, float]] = {outcome.trial.arm: {} for outcome in outcomes}
@@ -247,12 +263,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if args.list:
-        print("\n".join(f"{i}  {trial.name}  {' '.join(trial.overrides)}" for i, trial in enumerate(trials)))
+        print(listing(trials))
         return 0
     if args.index is not None:
-        if not 0 <= args.index < len(trials):
-            parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
-        return int(run_all(args.config, [trials[args.index]], args.out)[0].status != "finished")
+        try:
+            return run_index(args.config, trials, args.index, args.out)
+        except ValueError as error:
+            parser.error(str(error))
     if args.baseline and args.baseline not in {trial.arm for trial in trials}:
         parser.error(
             f"--baseline: {args.baseline!r} is no arm; choose from {', '.join(sorted({t.arm for t in trials}))}"

@@ -5,45 +5,14 @@ Rules between keys are in `config_rules.py`. All faults are collected and report
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from fftlm_jax.config_checks import Check, above, at_least, from_zero_below, key, nearest, one_of, within
 from fftlm_jax.errors import ConfigError
-
-Check = Callable[[Any], str | None]
-
-
-def at_least(low: float) -> Check:
-    return lambda v: None if v >= low else f"must be at least {low}"
-
-
-def above(low: float) -> Check:
-    return lambda v: None if v > low else f"must be greater than {low}"
-
-
-def within(low: float, high: float) -> Check:
-    return lambda v: None if low <= v <= high else f"must lie in [{low}, {high}]"
-
-
-def from_zero_below(high: float) -> Check:
-    return lambda v: None if 0 <= v < high else f"must lie in [0, {high})"
-
-
-def one_of(*options: str) -> Check:
-    def check(value: Any) -> str | None:
-        return None if value in options else f"must be one of {', '.join(options)}{_nearest(str(value), options)}"
-
-    return check
-
-
-def key(*checks: Check) -> Any:
-    """A required config key with the checks on its value."""
-    return dataclasses.field(metadata={"checks": checks})
-
 
 Cutoff = int | float | str
 
@@ -281,7 +250,7 @@ def _read_keys(cls: type, values: Any, path: str, faults: list[str]) -> dict[str
     hints, given, known = typing.get_type_hints(cls), dict(values.items()), {f.name: f for f in dataclasses.fields(cls)}
     for name in given:
         if name not in known:
-            faults.append(f"config.{path}{name}: there is no such key{_nearest(name, known)}; see configs/aligned.py.")
+            faults.append(f"config.{path}{name}: there is no such key{nearest(name, known)}; see configs/aligned.py.")
     missing = [name for name in known if name not in given]
     if missing:
         faults.append(
@@ -318,11 +287,6 @@ def _read_value(value: Any, hint: Any, checks: tuple[Check, ...], name: str, fau
             faults.append(f"{name}: {fault}, not {value!r}.")
             return None
     return value
-
-
-def _nearest(name: str, options: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(options), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _as_lists(value: Any) -> Any:

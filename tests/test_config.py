@@ -151,7 +151,11 @@ def test_faults_of_learning_rates_and_optimizers(message, overrides):
 
 def test_what_only_convolutions_need_is_not_asked_of_attention():
     attention = {"model__mixer": "attention", "curriculum__rule": "none"}
-    read_config(tiny_values(model__conv_heads=3, model__conv_method="fft", model__dtype="bfloat16", **attention))
+    unused = {"model__conv_heads": 3, "model__conv_method": "fft", "model__dtype": "bfloat16"}
+    assert read_config(tiny_values(**unused, **attention)).model.conv_heads == 3
+    with pytest.raises(ConfigError) as error:
+        read_config(tiny_values(**unused))
+    assert len(error.value.faults) == 2
 
 
 def test_the_cooldown_has_no_use_for_the_teeth():

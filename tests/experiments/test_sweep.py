@@ -110,7 +110,7 @@ def test_a_trial_that_never_ran_is_said_to_be_so(tmp_path):
 
 @pytest.mark.parametrize("arm", chunk_lm.ARMS)
 def test_every_arm_of_the_chunk_experiment_is_a_valid_config(arm):
-    chunk_lm.config_of(chunk_lm.ARMS[arm])
+    assert chunk_lm.config_of(chunk_lm.ARMS[arm]).optim.name == "adamw"
 
 
 def test_faster_arms_get_more_steps():
