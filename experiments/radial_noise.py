@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fftlm_jax.command_line import run_command
 from fftlm_jax.config import Config
 from fftlm_jax.data import TrainingWindows
-from fftlm_jax.errors import RunError
 from fftlm_jax.model import build, score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.optim import MUON_GROUPS, group_of, path_string
@@ -82,18 +82,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.batches < 2:
         parser.error("--batches: at least 2, or there is no noise to measure")
-    try:
-        saved = saved_run.load(args.workdir, args.step)
-        found = gradients(saved, args.batches)
-    except RunError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(lambda: _print_ratios(args.workdir, args.step, args.batches))
+
+
+def _print_ratios(workdir: str, step: str, batches: int) -> None:
+    saved = saved_run.load(workdir, step)
+    found = gradients(saved, batches)
     weights = {name: np.asarray(leaf, np.float64) for name, leaf in matrices(saved.params).items()}
-    print(f"step {saved.step}, {args.batches} mini-batches; signal over noise in one of them, per layer")
+    print(f"step {saved.step}, {batches} mini-batches; signal over noise in one of them, per layer")
     for name, gradient in found.items():
         along, rest = signal_to_noise(gradient, weights[name])
         print(f"{name:28} along W {np.round(along, 3).tolist()}   rest {np.round(rest, 3).tolist()}")
-    return 0
 
 
 if __name__ == "__main__":

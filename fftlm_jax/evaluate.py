@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
+from fftlm_jax.command_line import run_command
 from fftlm_jax.data import evaluation_batches
-from fftlm_jax.errors import CheckpointError, RunError, SaveError, UsageError
+from fftlm_jax.errors import CheckpointError, SaveError, UsageError
 from fftlm_jax.evaluation_figure import draw
 from fftlm_jax.model import build
 from fftlm_jax.training import saved_run
@@ -37,13 +37,8 @@ _RANGES = 8  # Rows of the table of positions.
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.errors`."""
-    logging.set_verbosity(logging.ERROR)
-    try:
-        _run(_parser().parse_args(arguments))
-    except RunError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    args = _parser().parse_args(arguments)
+    return run_command(lambda: _run(args))
 
 
 def tally_of(saved: SavedRun, text: np.ndarray) -> Tally:
@@ -110,7 +105,6 @@ def _run(args: argparse.Namespace) -> None:
     tally = tally_of(saved, text)
     found = results(saved, tally, len(text))
     what = {"weights": "average" if args.ema else "raw", "text": args.text or "held out"}
-    print(table(found, tally))
     out = args.out or Path(args.workdir) / _default_name(args, saved)
     numbers, picture = (out.with_name(f"{out.name}{ending}") for ending in (".json", ".png"))
     try:
@@ -119,7 +113,7 @@ def _run(args: argparse.Namespace) -> None:
         draw(tally, picture, f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}")
     except OSError as error:
         raise SaveError(f"{out}: cannot be written ({error.strerror}).") from error
-    print(f"\nsee {picture} and {numbers}")
+    print(f"{table(found, tally)}\n\nsee {picture} and {numbers}")
 
 
 def _default_name(args: argparse.Namespace, saved: SavedRun) -> str:

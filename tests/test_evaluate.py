@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from fftlm_jax.data import evaluation_batches
 from fftlm_jax.model import build, score
 from fftlm_jax.training import run, saved_run
 from fftlm_jax.training.evaluation import bpb_by_range
-from tests.tiny import tiny_values
+from tests.tiny import ROOT, tiny_values
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,16 @@ def test_the_signal_method_scores_last_positions_and_says_so(tmp_path, capsys):
     (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
     assert evaluate.main([str(tmp_path / "run"), f"--text={tmp_path / 'other.txt'}"]) == 0
     assert "32 to 32" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(workdir):
+    """As in `... | head -1`; what was computed is written nevertheless."""
+    command = [sys.executable, "-m", "fftlm_jax.evaluate", str(workdir), "--max_bytes=400"]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=100) == 0 and "Traceback" not in errors and "BrokenPipe" not in errors
+    assert list(workdir.glob("evaluation_*_400bytes.png"))
 
 
 @pytest.mark.parametrize(

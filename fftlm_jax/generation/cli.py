@@ -6,9 +6,8 @@ python -m fftlm_jax.generation --workdir=runs/quickstart --prompt="def main(" --
 import argparse
 import sys
 
-from absl import logging
-
-from fftlm_jax.errors import RunError, UsageError
+from fftlm_jax.command_line import run_command
+from fftlm_jax.errors import UsageError
 from fftlm_jax.generation.decode import Decoder
 from fftlm_jax.generation.sampling import SamplingConfig
 from fftlm_jax.model import build
@@ -17,13 +16,8 @@ from fftlm_jax.training import saved_run
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.errors`."""
-    logging.set_verbosity(logging.ERROR)
-    try:
-        _run(_parser().parse_args(arguments))
-    except RunError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    args = _parser().parse_args(arguments)
+    return run_command(lambda: _run(args))
 
 
 def terminal_text(data: bytes) -> str:
