@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from fftlm_jax.optim.sawtooth import SawtoothState
+from fftlm_jax.optim.state_search import states_of
 
 
 class ScheduledState(NamedTuple):
@@ -44,8 +45,7 @@ def learning_rate_in_force(state: optax.OptState) -> jax.Array:
     Raises:
         ValueError: if the state holds none, or several.
     """
-    is_rate = lambda node: isinstance(node, SawtoothState | ScheduledState)  # noqa: E731
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_rate) if is_rate(node)]
+    found = states_of(state, SawtoothState, ScheduledState)
     if len(found) != 1:
         raise ValueError(f"the optimizer state holds {len(found)} learning rates, expected exactly one")
     return found[0].learning_rate

@@ -26,7 +26,7 @@ from fftlm_jax.optim.with_spectral import with_spectral
 AlphaSetting = optax.ScalarOrSchedule | Mapping[str, Any] | PerPath
 
 # Tables, scales and readouts: their rows are looked up or their entries act alone, so no polar factor makes sense.
-ADAMW_PATHS = r"(.*/)?(\w*embed\w*|wte|wpe|(lm_|output_)?head|\w*norm\w*|\w*bias|scale|gain|spectrum)(/.*)?"
+ADAMW_PATHS = r"(.*/)?(\w*embed\w*|wte|wpe|(lm_|output_)?head|\w*norm\w*|\w*bias|scale|gain|spectrum|taps|memory)(/.*)?"
 
 
 def scale_by_muon(

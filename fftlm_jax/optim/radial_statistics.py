@@ -7,6 +7,7 @@ import optax
 
 from fftlm_jax.optim.radial import RadialStats
 from fftlm_jax.optim.routing import path_string
+from fftlm_jax.optim.state_search import states_of
 from fftlm_jax.optim.with_spectral import SpectralState
 
 
@@ -18,10 +19,9 @@ def radial_statistics(state: optax.OptState) -> dict[str, RadialStats]:
     Raises:
         ValueError: if two `with_spectral` describe the same parameter.
     """
-    is_spectral = lambda node: isinstance(node, SpectralState)  # noqa: E731
     is_stats = lambda node: isinstance(node, RadialStats)  # noqa: E731
     found: dict[str, RadialStats] = {}
-    for node in filter(is_spectral, jax.tree.leaves(state, is_leaf=is_spectral)):
+    for node in states_of(state, SpectralState):
         entries = jax.tree_util.tree_leaves_with_path(node.stats, is_leaf=is_stats)
         counts = collections.Counter(path[:-1] for path, _ in entries)
         for path, stats in entries:

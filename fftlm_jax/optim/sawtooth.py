@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fftlm_jax.optim.state_search import states_of
+
 
 class Stage(NamedTuple):
     """Steps [start, end) with multipliers of the base learning rate at the top and bottom of their teeth."""
@@ -148,8 +150,7 @@ def sawtooth_learning_rate(state: optax.OptState) -> jax.Array:
     Raises:
         ValueError: if the state holds none, or several.
     """
-    is_sawtooth = lambda node: isinstance(node, SawtoothState)  # noqa: E731
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_sawtooth) if is_sawtooth(node)]
+    found = states_of(state, SawtoothState)
     if len(found) != 1:
         raise ValueError(f"the optimizer state holds {len(found)} SawtoothState, expected exactly one")
     return found[0].learning_rate
