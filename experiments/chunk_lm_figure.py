@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 
 from experiments.sweep import Outcome, values_by_arm
+from fftlm_jax.training.figures import replace_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,6 +31,4 @@ def draw(outcomes: Sequence[Outcome], file: Path) -> None:
         axis.grid(alpha=0.25)
     axes[0].set_yticks(range(len(arms)), arms)
     figure.suptitle("Equal seconds of training: each seed (dots) and the mean (bar)")
-    figure.tight_layout()
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
+    replace_figure(figure, file)

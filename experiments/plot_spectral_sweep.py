@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 
 from experiments.sweep import Outcome, Trial
+from fftlm_jax.training.figures import replace_figure
 from fftlm_jax.training.metrics import Record, read_metrics
 
 matplotlib.use("Agg")
@@ -47,9 +48,7 @@ def draw(outcomes: Sequence[Outcome], folder: Path, file: Path) -> None:
     axes[2].set_xlabel("step")
     for axis in axes:
         axis.grid(alpha=0.25)
-    figure.tight_layout()
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
+    replace_figure(figure, file)
 
 
 def _abs_rho(run: Sequence[Record], group: str) -> list[tuple[int, float]]:

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 
 from fftlm_jax.training.evaluation import Tally, bpb_by_position, bpb_by_range, chunk_bpb_by_offset
+from fftlm_jax.training.figures import replace_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -44,8 +45,4 @@ def draw(tally: Tally, file: Path, title: str) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.25)
     figure.suptitle(title)
-    figure.tight_layout()
-    temporary = file.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=100)
-    plt.close(figure)
-    temporary.rename(file)
+    replace_figure(figure, file)

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from fftlm_jax.training.figures import replace_figure
 from fftlm_jax.training.metrics import Record
 
 matplotlib.use("Agg")
@@ -63,11 +64,7 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
             va="top",
         )
     figure.suptitle(title)
-    figure.tight_layout()
-    temporary = file.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=100)
-    plt.close(figure)
-    temporary.rename(file)
+    replace_figure(figure, file)
 
 
 def _draw_rho(axis: Axes, radial: Sequence[Record]) -> None:

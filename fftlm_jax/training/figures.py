@@ -1,0 +1,18 @@
+"""Saving a picture so that whoever looks at it never sees half of one."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+
+def replace_figure(figure: Figure, file: Path) -> None:
+    """Lays a figure out, replaces `file` by it in one move, and closes it."""
+    figure.tight_layout()
+    temporary = file.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=100)
+    plt.close(figure)
+    temporary.rename(file)
