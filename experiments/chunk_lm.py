@@ -20,7 +20,7 @@ from typing import Any
 from configs import small
 from experiments import bench  # First: it sets XLA flags before JAX starts.
 from experiments.chunk_lm_figure import draw
-from experiments.sweep import Outcome, Trial, as_json, outcome_of, report, run_all
+from experiments.sweep import Outcome, Trial, add_options, exit_code, listing, outcomes_of, report, write_results
 from fftlm_jax.config import Config, read_config
 from fftlm_jax.training.run_directory import environment
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of every arm")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--report", action="store_true", help="tabulate what is there; run nothing")
+    add_options(parser)
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     measured = args.out / "step_ms.json"
@@ -111,9 +111,13 @@ def main(arguments: list[str] | None = None) -> int:
     if begun["seconds"] != args.seconds:
         parser.error(f"--seconds: this folder was begun with {begun['seconds']}; use that, or another --out")
     planned = trials(begun["step_ms"], args.seconds, args.seeds)
-    outcomes = [outcome_of(t, args.out, CONFIG) for t in planned] if args.report else run_all(CONFIG, planned, args.out)
-    write_report(outcomes, begun["step_ms"], args.out)
-    return int(any(outcome.status != "finished" for outcome in outcomes))
+    if args.list:
+        print(listing(planned))
+        return 0
+    outcomes = outcomes_of(parser, args, CONFIG, planned)
+    if args.index is None:
+        write_report(outcomes, begun["step_ms"], args.out)
+    return exit_code(outcomes)
 
 
 def write_report(outcomes: Sequence[Outcome], step_ms: dict[str, float], folder: Path) -> None:
@@ -124,10 +128,8 @@ def write_report(outcomes: Sequence[Outcome], step_ms: dict[str, float], folder:
     text = "\n".join(lines) + "\n"
     for metric in ("bpb", "chunk_bpb"):
         text += f"\n{report(outcomes, metric, BASE)}"
-    (folder / "REPORT.md").write_text(text)
-    (folder / "trials.json").write_text(json.dumps([as_json(o) for o in outcomes], indent=1) + "\n")
+    write_results(outcomes, text, folder)
     draw(outcomes, folder / "chunk_lm.png")
-    print(text)
 
 
 if __name__ == "__main__":

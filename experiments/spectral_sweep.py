@@ -12,7 +12,6 @@ is `spectral_sweep_<n>runs_<stamp>.png`. The stamp is that of the first launch i
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plot_spectral_sweep import draw
-from experiments.sweep import Outcome, Trial, as_json, listing, outcome_of, report, run_all, run_index
+from experiments.sweep import Outcome, Trial, add_options, exit_code, listing, outcomes_of, report, write_results
 
 CONFIG = "configs/spectral_sweep.py"
 _FROBENIUS = ("optim.spectral_normalize=frobenius",)
@@ -107,9 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", default=CONFIG, help="config file that every arm starts from")
     parser.add_argument("--seeds", type=int, default=3, help="of every arm")
     parser.add_argument("--many_seeds", type=int, default=8, help=f"of the arms {' and '.join(_MANY_SEEDS)}")
-    parser.add_argument("--list", action="store_true", help="print the trials and their numbers; run nothing")
-    parser.add_argument("--index", type=int, help="run this trial only")
-    parser.add_argument("--report", action="store_true", help="table and picture of what is there; run nothing")
+    add_options(parser)
     args = parser.parse_args(arguments)
     if args.report and not (args.out / "stamp.txt").exists():
         parser.error(f"--report: {args.out} holds no spectral sweep")
@@ -118,29 +115,18 @@ def main(arguments: list[str] | None = None) -> int:
     if args.list:
         print(listing(trials))
         return 0
-    if args.index is not None:
-        try:
-            return run_index(args.config, trials, args.index, args.out)
-        except ValueError as error:
-            parser.error(str(error))
-    outcomes = (
-        [outcome_of(t, args.out, args.config) for t in trials]
-        if args.report
-        else run_all(args.config, trials, args.out)
-    )
-    write_report(outcomes, args.out, stamp)
-    return int(any(outcome.status != "finished" for outcome in outcomes))
+    outcomes = outcomes_of(parser, args, args.config, trials)
+    if args.index is None:
+        write_report(outcomes, args.out, stamp)
+    return exit_code(outcomes)
 
 
 def write_report(outcomes: Sequence[Outcome], folder: Path, stamp: str) -> None:
     """REPORT.md, its picture and trials.json."""
-    text = report(outcomes, "loss", BASELINE)
-    (folder / "REPORT.md").write_text(text)
-    (folder / "trials.json").write_text(json.dumps([as_json(o) for o in outcomes], indent=1) + "\n")
+    write_results(outcomes, report(outcomes, "loss", BASELINE), folder)
     finished = [o for o in outcomes if o.status == "finished"]
     if finished:
         draw(finished, folder, folder / f"spectral_sweep_{len(finished)}runs_{stamp}.png")
-    print(text)
 
 
 if __name__ == "__main__":

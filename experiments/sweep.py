@@ -156,15 +156,37 @@ def run_all(config: str, trials: Sequence[Trial], folder: Path) -> list[Outcome]
     return outcomes
 
 
-def run_index(config: str, trials: Sequence[Trial], index: int, folder: Path) -> int:
-    """Runs one trial by its number; 1 unless it is finished.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every sweep has; `outcomes_of` answers them."""
+    parser.add_argument("--list", action="store_true", help="print the trials and their numbers; run nothing")
+    parser.add_argument("--index", type=int, help="run this trial only, and write no report")
+    parser.add_argument("--report", action="store_true", help="report what is there; run nothing")
 
-    Raises:
-        ValueError: if there is no such number.
-    """
-    if not 0 <= index < len(trials):
-        raise ValueError(f"--index: {index} is outside 0..{len(trials) - 1}")
-    return int(run_all(config, [trials[index]], folder)[0].status != "finished")
+
+def outcomes_of(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, config: str, trials: Sequence[Trial]
+) -> list[Outcome]:
+    """Runs the trials asked for by `--index` and `--report`, or all, in the folder `args.out`."""
+    if args.index is not None:
+        if not 0 <= args.index < len(trials):
+            parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
+        return run_all(config, [trials[args.index]], args.out)
+    if args.report:
+        return [outcome_of(trial, args.out, config) for trial in trials]
+    return run_all(config, trials, args.out)
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 if every trial is finished, else 1."""
+    return int(any(outcome.status != "finished" for outcome in outcomes))
+
+
+def write_results(outcomes: Sequence[Outcome], text: str, folder: Path) -> None:
+    """REPORT.md and trials.json; prints the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "REPORT.md").write_text(text)
+    (folder / "trials.json").write_text(json.dumps([as_json(o) for o in outcomes], indent=1) + "\n")
+    print(text)
 
 
 def listing(trials: Sequence[Trial]) -> str:
@@ -252,9 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0", help="as in 0,1,2")
     parser.add_argument("--metric", default="bpb", help="of the last evaluation")
     parser.add_argument("--baseline", help="arm that the others are compared with; the first by default")
-    parser.add_argument("--list", action="store_true", help="print the trials and their numbers; run nothing")
-    parser.add_argument("--index", type=int, help="run this trial only")
-    parser.add_argument("--report", action="store_true", help="tabulate what is there; run nothing")
+    add_options(parser)
     args = parser.parse_args(arguments)
     try:
         grid = [parse_grid(point) for point in args.grid]
@@ -265,28 +285,18 @@ def main(arguments: list[str] | None = None) -> int:
     if args.list:
         print(listing(trials))
         return 0
-    if args.index is not None:
-        try:
-            return run_index(args.config, trials, args.index, args.out)
-        except ValueError as error:
-            parser.error(str(error))
     if args.baseline and args.baseline not in {trial.arm for trial in trials}:
         parser.error(
             f"--baseline: {args.baseline!r} is no arm; choose from {', '.join(sorted({t.arm for t in trials}))}"
         )
-    if args.report:
-        outcomes = [outcome_of(trial, args.out, args.config) for trial in trials]
-    else:
-        outcomes = run_all(args.config, trials, args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
+    outcomes = outcomes_of(parser, args, args.config, trials)
+    if args.index is not None:
+        return exit_code(outcomes)
     finished = [outcome for outcome in outcomes if outcome.status == "finished"]
     if finished and not any(args.metric in outcome.scores for outcome in finished):
         parser.error(f"--metric: no trial has {args.metric!r}; they have {', '.join(sorted(finished[0].scores))}")
-    text = report(outcomes, args.metric, args.baseline or trials[0].arm)
-    (args.out / "REPORT.md").write_text(text)
-    (args.out / "trials.json").write_text(json.dumps([as_json(o) for o in outcomes], indent=1) + "\n")
-    print(text)
-    return int(any(outcome.status != "finished" for outcome in outcomes))
+    write_results(outcomes, report(outcomes, args.metric, args.baseline or trials[0].arm), args.out)
+    return exit_code(outcomes)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
