@@ -198,6 +198,11 @@ class Config:
         return self.train.steps_per_epoch * self.train.epochs
 
 
+def rule_in_force(curriculum: CurriculumConfig, objective: ObjectiveConfig) -> str:
+    """The curriculum's rule: none under a frozen backbone, whose kernels cannot learn what a raise would open."""
+    return "none" if objective.is_frozen else curriculum.rule
+
+
 def read_config(values: Mapping[str, Any], *, with_data: bool = True) -> Config:
     """Checks names, types and ranges of a (possibly nested ConfigDict) mapping and freezes it.
 

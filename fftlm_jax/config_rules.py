@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fftlm_jax import cutoff as units
-from fftlm_jax.config import Config
+from fftlm_jax.config import Config, rule_in_force
 
 
 def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> list[str]:
@@ -25,6 +25,7 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
     rules = (
         (_model, ("model",)),
         (_mixer, ("model", "objective", "curriculum")),
+        (_ladder, ("model", "objective", "curriculum")),
         (_curriculum, ("model", "curriculum")),
         (_stages, ("lr", "train")),
         (_cooldown, ("objective", "lr", "curriculum")),
@@ -64,7 +65,7 @@ def _model(config: Config) -> Iterator[str]:
 
 def _mixer(config: Config) -> Iterator[str]:
     m, c = config.model, config.curriculum
-    if m.mixer == "attention" and c.rule != "none" and not config.objective.is_frozen:
+    if m.mixer == "attention" and rule_in_force(c, config.objective) != "none":
         yield (
             f"config.curriculum.rule: {c.rule!r} raises the cutoff of convolution kernels, and mixer 'attention' has "
             "none; set it to 'none'."
@@ -73,8 +74,10 @@ def _mixer(config: Config) -> Iterator[str]:
         yield "config.model.projections: attention is made of projections; set it to True."
 
 
-def _curriculum(config: Config) -> Iterator[str]:
+def _ladder(config: Config) -> Iterator[str]:
     c, seq_len = config.curriculum, config.model.seq_len
+    if rule_in_force(c, config.objective) == "none":
+        return  # Nobody climbs it, so it need not fit the window.
     rungs, broken = [], False
     for value in c.ladder:
         try:
@@ -94,6 +97,10 @@ def _curriculum(config: Config) -> Iterator[str]:
         else:
             if not broken and rungs and c.rule == "plateau" and initial > rungs[-1]:
                 yield f"config.curriculum.initial: {c.initial} lies above the ladder's last rung {c.ladder[-1]}."
+
+
+def _curriculum(config: Config) -> Iterator[str]:
+    c, seq_len = config.curriculum, config.model.seq_len
     if not -1.0 < c.threshold < 1.0:
         yield f"config.curriculum.threshold: a relative improvement lies in (-1, 1), not {c.threshold}."
     if c.rule == "plateau" and c.window % 2:
@@ -149,7 +156,7 @@ def _cooldown(config: Config) -> Iterator[str]:
     bad = [v for v in lr.multipliers if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < 1e6]
     if bad or not lr.multipliers:
         yield f"config.lr.multipliers: {lr.multipliers!r} must be one or more numbers above 0."
-    raises = config.curriculum.rule != "none" and not config.objective.is_frozen
+    raises = rule_in_force(config.curriculum, config.objective) != "none"
     if lr.schedule == "cooldown" and raises and (lr.restart != "none" or lr.factor != 1.0):
         yield (
             "config.lr.schedule: 'cooldown' takes no events, so a raise cannot restart or reduce it; set lr.restart to "

@@ -158,6 +158,14 @@ def test_what_only_convolutions_need_is_not_asked_of_attention():
     assert len(error.value.faults) == 2
 
 
+def test_a_ladder_that_nobody_climbs_need_not_fit_the_window():
+    far = {"curriculum__ladder": (128, 256, "full")}
+    assert read_config(tiny_values(curriculum__rule="none", **far)).curriculum.rule == "none"
+    for rule in ("plateau", "schedule"):
+        with pytest.raises(ConfigError, match="128 bins lie outside"):
+            read_config(tiny_values(curriculum__rule=rule, **far))
+
+
 def test_the_cooldown_has_no_use_for_the_teeth():
     """Stages that do not fit are no fault where nobody reads them."""
     config = read_config(tiny_values(lr__schedule="cooldown", lr__restart="none", lr__stages=((9, 1.0, 0.1),)))

@@ -38,7 +38,7 @@ class Decoder:
         reach = math.inf if self._is_full_window else receptive_field(config)
         self.context = int(min(reach, config.seq_len))
         # A memory takes in whole pieces, so its window moves by whole pieces, lest all of them change with every byte.
-        self._stride = 1 if config.memory == "none" else config.memory_piece
+        self._stride = 1 if config.memory == "none" or self._is_full_window else config.memory_piece
         self._graph = graph
         self._low_pass = low_pass
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fftlm_jax.config import Config, read_config, to_dict
+from fftlm_jax.config import Config, read_config, rule_in_force, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Rule, resolve_ladder, starting_cutoff
 from fftlm_jax.cutoff import cutoff_in_bins, freq_bins
 from fftlm_jax.data import Corpus, load_corpus
@@ -70,10 +70,10 @@ def build_controller(config: Config) -> Controller:
     """The controller at the config's initial cutoff."""
     c, seq_len = config.curriculum, config.model.seq_len
     bins = freq_bins(seq_len)
+    name = rule_in_force(c, config.objective)
     rule = Rule(
-        # Frozen kernels cannot learn what a raise would open.
-        name="none" if config.objective.is_frozen else c.rule,
-        ladder=resolve_ladder(c.ladder, seq_len),
+        name=name,
+        ladder=resolve_ladder(("full",) if name == "none" else c.ladder, seq_len),
         freq_bins=bins,
         check_every=config.train.steps_per_epoch if c.check_every == "epoch" else c.check_every,
         steps_per_epoch=config.train.steps_per_epoch,

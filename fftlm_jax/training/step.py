@@ -90,7 +90,7 @@ def new_state(config: Config, params: Params, tx: optax.GradientTransformation) 
 
 
 def averaged_params(config: Config, ema: optax.EmaState) -> Params:
-    """The weights' average; of nothing before the first step."""
+    """The weights' average over the steps so far; NaN before the first."""
     return optax.tree.bias_correction(ema.ema, config.optim.ema_decay, ema.count)
 
 
