@@ -66,7 +66,10 @@ def get_config() -> ConfigDict:
     # Of schedule "sawtooth": (epochs, peak, floor), multipliers of base.
     lr.stages = ((2, 1.0, 0.1), (3, 1.0, 0.1), ("rest", 1.0, 0.05))
     lr.restart = "tooth"  # At a raise: tooth (new cosine from the peak), pulse (the peak for one step) or none.
-    lr.factor = either(1.0)  # At a raise, multiplied into the LR for good: a number, sqrt_ratio or inverse_ratio.
+    # At a raise, multiplied into the LR for good: a number, sqrt_ratio (old/new cutoff)^0.5, inverse_ratio old/new, or
+    # adaptive: 0.5, 0.7 or 0.9 by how far the loss rose (above 0.3, above 0.1 nats, or less).
+    lr.factor = either(1.0)
+    lr.spike_steps = 10  # Of factor "adaptive": losses on either side of a raise that are compared.
     lr.multipliers = (1.0, 1.52, 1.73)  # Of schedule "cooldown": of the base, one per stage.
     lr.cooldown = 0.55  # Of schedule "cooldown": the fraction of training it takes.
 
@@ -96,17 +99,22 @@ def get_config() -> ConfigDict:
     optim.spectral_normalize = "none"  # none: in units of the gradient; frobenius or second_moment: free of units.
     optim.spectral_adaptive = "none"  # alpha follows the alignment: none, by its cosine, or by rho ("ratio").
     optim.spectral_span = (0.0, 1.0)  # Fractions of training between which alpha acts.
-    optim.grad_units = 1.0  # Units alpha was tuned in, over those of a mean loss (2 x tokens for the source's sweep).
+    # Units alpha was tuned in, over those of a mean loss (2 x tokens of a step for the source's sweep); they grow with
+    # the batch under train.batch_stages.
+    optim.grad_units = 1.0
 
     c.train = train = ConfigDict()
     train.batch_size = 4  # Windows per micro-batch.
     train.accum_steps = 8  # Micro-batches per optimizer step.
+    # Multiples of accum_steps in as many equal stages of training; (1, 2, 3) are those of lr.multipliers' source.
+    train.batch_stages = (1,)
     train.steps_per_epoch = 1000  # Optimizer steps that make an "epoch".
     train.epochs = 50
     train.log_every = 10  # Steps between console lines and TensorBoard points; metrics.jsonl has every step.
 
     c.eval = evaluation = ConfigDict()
     evaluation.every = 1000  # Steps between evaluations; the last step is always evaluated.
+    evaluation.before_raise = True  # Also just before every raise, so that each cutoff's last state is on record.
     evaluation.batch_size = 8  # Windows per forward pass.
     evaluation.max_bytes = 262144  # Of the held-out part, from its beginning; 0 for all of it.
 

@@ -165,7 +165,7 @@ def training_step(config: Config) -> Callable[[], jax.Array]:
     tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
     controller = setup.build_controller(config)
     step = make_train_step(config, graph, tx, setup.low_pass_at(config, controller.cutoff))
-    shape = setup.step_arguments(config, tx)[1].shape
+    shape = setup.step_arguments(config, tx, config.train.accum_steps)[1].shape
     windows = np.random.default_rng(0).integers(0, 128, shape).astype(np.uint8)
     state = setup.first_state(config, controller, tx)
 

@@ -50,7 +50,7 @@ def gradients(saved: SavedRun, batches: int) -> dict[str, np.ndarray]:
         return matrices(jax.grad(loss)(saved.params))
 
     size = config.train.accum_steps * config.train.batch_size
-    found = [jax.device_get(gradient(jnp.asarray(windows.batch(i, 1, size)[0]))) for i in range(batches)]
+    found = [jax.device_get(gradient(jnp.asarray(windows.batch(i * size, 1, size)[0]))) for i in range(batches)]
     return {name: np.stack([g[name] for g in found]).astype(np.float64) for name in found[0]}
 
 

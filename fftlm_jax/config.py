@@ -76,6 +76,9 @@ class CurriculumConfig:
     transition_bins: int = key(at_least(1))
 
 
+NAMED_FACTORS = ("sqrt_ratio", "inverse_ratio", "adaptive")
+
+
 @dataclasses.dataclass(frozen=True)
 class LRConfig:
     base: float = key(above(0))
@@ -83,8 +86,9 @@ class LRConfig:
     stages: tuple = key()
     restart: str = key(one_of("tooth", "pulse", "none"))
     factor: float | str = key(
-        lambda v: above(0)(v) if not isinstance(v, str) else one_of("a number", "sqrt_ratio", "inverse_ratio")(v)
+        lambda v: above(0)(v) if not isinstance(v, str) else one_of("a number", *NAMED_FACTORS)(v)
     )
+    spike_steps: int = key(at_least(1))
     multipliers: tuple = key()
     cooldown: float = key(within(0, 1))
 
@@ -120,6 +124,7 @@ class OptimConfig:
 class TrainConfig:
     batch_size: int = key(at_least(1))
     accum_steps: int = key(at_least(1))
+    batch_stages: tuple = key()
     steps_per_epoch: int = key(at_least(1))
     epochs: int = key(at_least(1))
     log_every: int = key(at_least(1))
@@ -128,6 +133,7 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     every: int = key(at_least(1))
+    before_raise: bool = key()
     batch_size: int = key(at_least(1))
     max_bytes: int = key(at_least(0))
 

@@ -28,6 +28,7 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
         (_ladder, ("model", "objective", "curriculum")),
         (_curriculum, ("model", "curriculum")),
         (_stages, ("lr", "train")),
+        (_batch_stages, ("lr", "train")),
         (_cooldown, ("objective", "lr", "curriculum")),
         (_muon, ("model", "objective", "optim")),
         (_objective, ("model", "objective", "curriculum")),
@@ -149,6 +150,20 @@ def _stages(config: Config) -> Iterator[str]:
             yield f"config.lr.stages: {used} epochs before 'rest' do not fit train.epochs {epochs}; {fix}."
     elif used != epochs:
         yield f"config.lr.stages: last {used} epochs in all, but train.epochs is {epochs}; end with 'rest'."
+
+
+def _batch_stages(config: Config) -> Iterator[str]:
+    stages, steps = config.train.batch_stages, config.train.steps_per_epoch * config.train.epochs
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in stages)
+    if not stages or not whole:
+        yield f"config.train.batch_stages: {stages!r} must be whole numbers of at least 1, such as (1, 2, 3)."
+    elif len(stages) > steps:
+        yield f"config.train.batch_stages: {len(stages)} stages do not fit into {steps} steps; write fewer."
+    elif len(set(stages)) > 1 and config.lr.schedule == "cooldown" and len(stages) != len(config.lr.multipliers):
+        yield (
+            f"config.train.batch_stages: {len(stages)} stages and the {len(config.lr.multipliers)} of lr.multipliers "
+            "end at different steps; write as many of one as of the other."
+        )
 
 
 def _cooldown(config: Config) -> Iterator[str]:

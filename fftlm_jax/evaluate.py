@@ -20,11 +20,13 @@ from fftlm_jax.data import evaluation_batches
 from fftlm_jax.errors import CheckpointError, SaveError, UsageError
 from fftlm_jax.evaluation_figure import draw
 from fftlm_jax.model import build
+from fftlm_jax.model.word_places import WORD_PLACES
 from fftlm_jax.training import saved_run
 from fftlm_jax.training.evaluation import (
     Tally,
     bpb_by_position,
     bpb_by_range,
+    bpb_by_word_place,
     chunk_bpb_by_offset,
     make_evaluate,
     summary,
@@ -60,6 +62,7 @@ def results(saved: SavedRun, tally: Tally, text_bytes: int) -> dict[str, Any]:
         "next_bytes_scored": int(tally.next_byte_count_T.sum()),
         **{name: round(value, 6) for name, value in summary(tally, saved.config.objective).items()},
         "bpb_by_position": _rounded(bpb_by_position(tally)),
+        "bpb_by_word_place": dict(zip(WORD_PLACES, _rounded(np.array(list(bpb_by_word_place(tally).values()))))),
     }
     if tally.chunk_NC is not None:
         found["chunk_bytes_scored"] = int(tally.chunk_count_NC.sum())
@@ -77,15 +80,18 @@ def table(found: dict[str, Any], tally: Tally) -> str:
         size = len(found["chunk_bpb_by_offset"])
         count = f"{found['chunk_bytes_scored']:,} bytes, each scored once"
         lines.append(f"chunk bpb  {found['chunk_bpb']:.4f}   {size} bytes at once, {count}")
+    lines += ["", "place in the word        bpb"]
+    lines += [f"{name:>22}   " + _cell(bits) for name, bits in found["bpb_by_word_place"].items()]
     lines += ["", "position in the window   bpb"]
     lines += [f"{f'{first} to {last}':>22}   {bits:.4f}" for first, last, bits in bpb_by_range(tally, _RANGES)]
     if "chunk_bpb_by_offset" in found:
         lines += ["", "byte of the chunk        bpb"]
-        lines += [
-            f"{offset:>22}   " + ("-" if bits is None else f"{bits:.4f}")
-            for offset, bits in enumerate(found["chunk_bpb_by_offset"], start=1)
-        ]
+        lines += [f"{offset:>22}   " + _cell(bits) for offset, bits in enumerate(found["chunk_bpb_by_offset"], start=1)]
     return "\n".join(lines)
+
+
+def _cell(bits: float | None) -> str:
+    return "-" if bits is None else f"{bits:.4f}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -70,6 +70,20 @@ def test_places_add_up_to_the_loss_of_each_byte(saved):
     assert mean == pytest.approx(found["chunk_bpb"], abs=1e-3)
 
 
+def test_places_in_words_cover_every_byte_once(saved):
+    """Scored by word places as by positions, and classed as a plain loop over the text classes them."""
+    text = np.frombuffer(b"def f_1(x): return caf\xc3\xa9 + 42\n" * 12, np.uint8)
+    tally = evaluate.tally_of(saved, text)
+    assert tally.word_P.sum() == pytest.approx(tally.next_byte_T.sum(), rel=1e-5)
+    is_word = [chr(b).isalnum() or b == ord("_") or b >= 128 for b in text.tolist()]
+    expected = [0, 0, 0]
+    for before, here in zip(is_word, is_word[1:]):
+        expected[2 if not here else 1 if before else 0] += 1
+    assert tally.word_count_P.tolist() == expected
+    found = evaluate.results(saved, tally, len(text))["bpb_by_word_place"]
+    assert list(found) == ["word_first", "word_inner", "outside"] and all(v > 0 for v in found.values())
+
+
 def test_ranges_cover_every_position_once(saved):
     tally = evaluate.tally_of(saved, TEXT)
     ranges = bpb_by_range(tally, 5)

@@ -25,6 +25,7 @@ class Rule:
     window: int
     threshold: float
     schedule: tuple[tuple[int, int | float | str], ...]
+    spike_steps: int = 0  # Losses on either side of a raise whose means are compared; 0 compares nothing.
 
 
 class Raise(NamedTuple):
@@ -36,6 +37,19 @@ class Raise(NamedTuple):
     improvement: float | None
 
 
+class Spike(NamedTuple):
+    """What a raise did to the loss: the step of the raise, and the mean losses (nats) before and after it."""
+
+    raised_at: int
+    before: float
+    after: float
+
+    @property
+    def height(self) -> float:
+        """Nats by which the loss rose; negative if it fell."""
+        return self.after - self.before
+
+
 class Controller:
     """Holds the cutoff in force and the losses seen at it; raises one rung at a time, never down."""
 
@@ -44,6 +58,7 @@ class Controller:
         self.cutoff = cutoff
         self.losses: list[float] = []
         self.raises: list[Raise] = []
+        self.loss_before: float | None = None  # The last raise's, until its spike has been measured.
 
     def is_due(self, step: int) -> bool:
         """Whether the rule is checked before `step`: a schedule, which goes by epoch, at the border of each."""
@@ -73,14 +88,32 @@ class Controller:
         if new <= self.cutoff:
             return None
         event = Raise(step, self.cutoff, new, improvement)
+        before = self.losses[-self.rule.spike_steps :] if self.rule.spike_steps else []
+        self.loss_before = sum(before) / len(before) if before else None
         self.cutoff, self.losses = new, []
         self.raises.append(event)
         return event
 
+    def spike_is_due(self, step: int) -> bool:
+        """Whether `measure_spike` has something to measure before `step`: the last raise's, once, when due."""
+        return self.loss_before is not None and step >= self.raises[-1].step + self.rule.spike_steps
+
+    def measure_spike(self, step: int) -> Spike | None:
+        """The spike of the last raise, where it is due before `step`.
+
+        A raise that follows within `spike_steps` puts an end to the measurement of the one before it.
+        """
+        if not self.spike_is_due(step) or not self.losses:
+            return None
+        after = self.losses[-self.rule.spike_steps :]
+        spike = Spike(self.raises[-1].step, self.loss_before, sum(after) / len(after))
+        self.loss_before = None
+        return spike
+
     def record(self, loss: float) -> None:
         """Adds the loss of the step just done (nats). Non-finite losses never enter the window."""
         if math.isfinite(loss):
-            self.losses = [*self.losses, loss][-self.rule.window :]
+            self.losses = [*self.losses, loss][-max(self.rule.window, self.rule.spike_steps) :]
 
     def upcoming_cutoff(self) -> int | None:
         """The cutoff that the next raise would set, for compiling ahead; None at the top."""
@@ -94,7 +127,12 @@ class Controller:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready state. Floats survive JSON exactly (shortest round-trip representation)."""
-        return {"cutoff": self.cutoff, "losses": self.losses, "raises": [list(event) for event in self.raises]}
+        return {
+            "cutoff": self.cutoff,
+            "losses": self.losses,
+            "raises": [list(event) for event in self.raises],
+            "loss_before": self.loss_before,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict()`.
@@ -107,3 +145,4 @@ class Controller:
         self.cutoff = int(state["cutoff"])
         self.losses = [float(loss) for loss in state["losses"]]
         self.raises = [Raise(*event) for event in state["raises"]]
+        self.loss_before = state["loss_before"]

@@ -36,15 +36,14 @@ class TrainingWindows:
             offsets[here] = phase + order * self.seq_len
         return offsets
 
-    def batch(self, step: int, accum_steps: int, batch_size: int) -> np.ndarray:
-        """Windows of one optimizer step, uint8 [accum_steps, batch_size, seq_len + chunk].
+    def batch(self, first: int, micro_batches: int, batch_size: int) -> np.ndarray:
+        """Windows number `first` and on, for one optimizer step: uint8 [micro_batches, batch_size, seq_len + chunk].
 
         However a step's windows are split into micro-batches, they are the same windows in the same order.
         """
-        count = accum_steps * batch_size
-        offsets = self.offsets(step * count, count)
+        offsets = self.offsets(first, micro_batches * batch_size)
         windows = self.data[offsets[:, None] + np.arange(self.length)]
-        return windows.reshape(accum_steps, batch_size, self.length)
+        return windows.reshape(micro_batches, batch_size, self.length)
 
 
 class EvaluationBatch(NamedTuple):

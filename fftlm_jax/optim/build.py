@@ -8,7 +8,7 @@ import optax
 from fftlm_jax.config import OptimConfig
 from fftlm_jax.optim.adaptive_alpha import AdaptiveAlpha
 from fftlm_jax.optim.brake import radial_brake
-from fftlm_jax.optim.cooldown import momentum_schedule
+from fftlm_jax.optim.cooldown import momentum_schedule, stage_schedule
 from fftlm_jax.optim.muon import scale_by_muon
 from fftlm_jax.optim.per_leaf import PerPath
 from fftlm_jax.optim.routing import DECAYED_GROUPS, MUON_GROUPS, group_of, label_params
@@ -18,7 +18,10 @@ _LOW_MOMENTUM = 0.85  # Where the momentum begins and ends, as in the source doc
 
 
 def build_optimizer(
-    config: OptimConfig, learning_rate: optax.GradientTransformation, total_steps: int
+    config: OptimConfig,
+    learning_rate: optax.GradientTransformation,
+    total_steps: int,
+    batch_multiples: tuple[int, ...] = (1,),
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, AdamW or Muon with decoupled decay on matrices, and a learning rate.
 
@@ -26,13 +29,17 @@ def build_optimizer(
         config: the optimizer's settings.
         learning_rate: such as `scale_by_sawtooth`, whose events are then keyword arguments of `update`.
         total_steps: updates of the whole training, for what happens at a fraction of it.
+        batch_multiples: sizes of the batch in equal stages of training, in multiples of the first's. `grad_units`
+            grow with them, as the gradient of a summed loss does.
     """
     links = [optax.clip_by_global_norm(config.clip)]
     if config.name == "adamw":
         links.append(_adamw(config))
     else:
         links.append(
-            optax.partition({"muon": _muon(config, total_steps), "adamw": _adamw_beside_muon(config)}, _halves)
+            optax.partition(
+                {"muon": _muon(config, total_steps, batch_multiples), "adamw": _adamw_beside_muon(config)}, _halves
+            )
         )
     links.append(learning_rate)
     if config.name == "muon" and config.brake < 1:
@@ -51,7 +58,9 @@ def _adamw_beside_muon(config: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(_adamw(config), optax.scale(config.adam_scale))
 
 
-def _muon(config: OptimConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+def _muon(
+    config: OptimConfig, total_steps: int, batch_multiples: tuple[int, ...]
+) -> optax.GradientTransformationExtraArgs:
     decay = add_cautious_decayed_weights if config.cautious else optax.add_decayed_weights
     direction = scale_by_muon(
         _momentum(config, total_steps),
@@ -60,12 +69,18 @@ def _muon(config: OptimConfig, total_steps: int) -> optax.GradientTransformation
         alpha=_alpha(config, total_steps),
         mode=config.spectral_mode,
         normalize=config.spectral_normalize,
-        grad_units=config.grad_units,
+        grad_units=_grad_units(config.grad_units, batch_multiples, total_steps),
         adaptive=None if config.spectral_adaptive == "none" else AdaptiveAlpha(config.spectral_adaptive),
         neuron_beta2=config.neuron_beta2 or None,
         shape=config.shape,
     )
     return optax.chain(direction, decay(config.weight_decay))
+
+
+def _grad_units(units: float, batch_multiples: tuple[int, ...], total_steps: int) -> optax.ScalarOrSchedule:
+    if len(set(batch_multiples)) == 1:
+        return units * batch_multiples[0]
+    return stage_schedule([units * multiple for multiple in batch_multiples], total_steps)
 
 
 def _momentum(config: OptimConfig, total_steps: int) -> optax.ScalarOrSchedule:

@@ -1,4 +1,4 @@
-"""Compiled training steps by mask: each compiled at most once, the next rung's ahead of time in the background.
+"""Compiled training steps by mask and shape: each compiled at most once, the next ones ahead in the background.
 
 The background thread only saves waiting. A raise that is due waits for its compile and never happens "when ready", so
 timing cannot change a result.
@@ -7,7 +7,7 @@ timing cannot change a result.
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -21,21 +21,22 @@ class CompiledStep(NamedTuple):
     seconds: float
 
 
+class StepVariant(NamedTuple):
+    """What a step is compiled for: the band limit of the mixers, and the micro-batches it accumulates."""
+
+    low_pass: LowPass
+    micro_batches: int
+
+
 class StepCompiler:
-    """Compiles `make_step(low_pass)` for the given abstract arguments; steps with equal mask keys are shared.
+    """Compiles `lower(variant)`; variants with equal masks and micro-batches share a step.
 
     Use as a context manager: a live background thread would abort the interpreter at exit.
     """
 
-    def __init__(
-        self,
-        make_step: Callable[[LowPass], Any],
-        abstract_arguments: tuple[Any, ...],
-        mask_key: Callable[[LowPass], Hashable],
-    ) -> None:
-        self._make_step = make_step
-        self._abstract_arguments = abstract_arguments
-        self._mask_key = mask_key
+    def __init__(self, lower: Callable[[StepVariant], jax.stages.Lowered], kernel_len: int) -> None:
+        self._lower = lower
+        self._kernel_len = kernel_len
         self._steps: dict[Hashable, Future] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
 
@@ -45,28 +46,23 @@ class StepCompiler:
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def is_compiled(self, low_pass: LowPass) -> bool:
-        """Whether the step for this band limit was asked for and is ready."""
-        future = self._steps.get(self._mask_key(low_pass))
-        return future is not None and future.done()
-
-    def ahead(self, low_pass: LowPass) -> Future:
+    def ahead(self, variant: StepVariant) -> Future:
         """Starts compiling in the background unless that was done before."""
-        key = self._mask_key(low_pass)
+        key = (variant.low_pass.mask_key(self._kernel_len), variant.micro_batches)
         if key not in self._steps:
-            self._steps[key] = self._pool.submit(self._compile, low_pass)
+            self._steps[key] = self._pool.submit(self._compile, variant)
         return self._steps[key]
 
-    def get(self, low_pass: LowPass) -> CompiledStep:
-        """The step for a band limit, compiling it or waiting for it where it must."""
-        return self.ahead(low_pass).result()
+    def get(self, variant: StepVariant) -> CompiledStep:
+        """The step for a variant, compiling it or waiting for it where it must."""
+        return self.ahead(variant).result()
 
     @property
     def compiled(self) -> int:
         """How many steps have been compiled or are being compiled."""
         return len(self._steps)
 
-    def _compile(self, low_pass: LowPass) -> CompiledStep:
+    def _compile(self, variant: StepVariant) -> CompiledStep:
         start = time.perf_counter()
-        executable = self._make_step(low_pass).lower(*self._abstract_arguments).compile()
+        executable = self._lower(variant).compile()
         return CompiledStep(executable, time.perf_counter() - start)

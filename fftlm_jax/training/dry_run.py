@@ -9,6 +9,7 @@ from fftlm_jax.config import to_dict
 from fftlm_jax.model import build
 from fftlm_jax.optim import label_params, path_string
 from fftlm_jax.training import setup
+from fftlm_jax.training.compiler import StepVariant
 
 
 def dry_run(values: Mapping[str, Any]) -> None:
@@ -27,14 +28,15 @@ def dry_run(values: Mapping[str, Any]) -> None:
     tx = setup.build_optimizer_of(config)
     with setup.build_compiler(config, graph, tx) as compiler:
         cutoff = setup.build_controller(config).cutoff
-        compiled = compiler.get(setup.low_pass_at(config, cutoff))
+        micro_batches = setup.batch_stages(config).largest
+        compiled = compiler.get(StepVariant(setup.low_pass_at(config, cutoff), micro_batches))
     flops = (compiled.run.cost_analysis() or {}).get("flops", float("nan"))
     memory = compiled.run.memory_analysis()
     t = config.train
-    step_bytes = t.accum_steps * t.batch_size * config.model.seq_len
+    step_bytes = micro_batches * t.batch_size * config.model.seq_len
     print(
-        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, about {flops * t.accum_steps / 1e9:,.0f} GFLOP "
-        f"({t.accum_steps} x {flops / 1e9:,.1f}, the compiler's count of a micro-batch)"
+        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, about {flops * micro_batches / 1e9:,.0f} GFLOP "
+        f"({micro_batches} x {flops / 1e9:,.1f}, the compiler's count of a micro-batch)"
     )
     if memory is not None:
         print(

@@ -1,6 +1,6 @@
-"""Held-out losses by place: which position of the window, which byte of the chunk. Each byte is scored once.
+"""Held-out losses by place: position in the window, place in the word, byte of the chunk. Each byte is scored once.
 
-Shapes: B batch, T scored positions of a window, N chunks of a window, C bytes of a chunk.
+Shapes: B batch, T scored positions of a window, P places in a word, N chunks of a window, C bytes of a chunk.
 """
 
 import math
@@ -16,6 +16,7 @@ from fftlm_jax.config import Config, ObjectiveConfig
 from fftlm_jax.data import EvaluationBatch
 from fftlm_jax.model import objective_value, score
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.word_places import WORD_PLACES, word_places
 from fftlm_jax.spectral import LowPass
 
 
@@ -24,6 +25,8 @@ class Tally(NamedTuple):
 
     next_byte_T: np.ndarray
     next_byte_count_T: np.ndarray
+    word_P: np.ndarray  # Of the next bytes, by `WORD_PLACES`.
+    word_count_P: np.ndarray
     chunk_NC: np.ndarray | None
     chunk_count_NC: np.ndarray | None
     first_position: int  # Of the window, counted from 1, that the first entry of T stands for.
@@ -53,19 +56,24 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Eva
             last_only=last_only,
             valid_B=valid_B,
         )
-        next_byte = [scores.next_byte_BT * scores.next_byte_weight_BT, scores.next_byte_weight_BT]
-        if scores.chunk_BNC is None:
-            return [jnp.sum(x, axis=0) for x in next_byte]
-        chunk = [scores.chunk_BNC * scores.chunk_weight_BNC, scores.chunk_weight_BNC]
-        return [jnp.sum(x, axis=0) for x in (*next_byte, *chunk)]
+        loss_BT, weight_BT = scores.next_byte_BT * scores.next_byte_weight_BT, scores.next_byte_weight_BT
+        found = [jnp.sum(loss_BT, axis=0), jnp.sum(weight_BT, axis=0)]
+        last, T = windows_BW.shape[1] - config.model.chunk, loss_BT.shape[1]
+        place_BT = word_places(windows_BW[:, last - T : last], windows_BW[:, last - T + 1 : last + 1])
+        is_place_PBT = place_BT == jnp.arange(len(WORD_PLACES))[:, None, None]
+        found += [jnp.sum(x_BT * is_place_PBT, axis=(1, 2)) for x_BT in (loss_BT, weight_BT)]
+        if scores.chunk_BNC is not None:
+            chunk = (scores.chunk_BNC * scores.chunk_weight_BNC, scores.chunk_weight_BNC)
+            found += [jnp.sum(x, axis=0) for x in chunk]
+        return found
 
     def evaluate(params: Params, batches: Iterable[EvaluationBatch]) -> Tally:
         # Summed on the host in float64: a float32 sum over millions of bytes would lose digits.
-        total: list[Any] = [0.0] * (4 if config.objective.has_chunks else 2)
+        total: list[Any] = [0.0] * (6 if config.objective.has_chunks else 4)
         for batch in batches:
             found = jax.device_get(sums(params, batch.windows, batch.valid))
             total = [t + f.astype(np.float64) for t, f in zip(total, found, strict=True)]
-        return Tally(*total, *[None] * (4 - len(total)), config.model.seq_len if last_only else 1)
+        return Tally(*total, *[None] * (6 - len(total)), config.model.seq_len if last_only else 1)
 
     return evaluate
 
@@ -96,6 +104,11 @@ def bpb_by_range(tally: Tally, ranges: int) -> list[tuple[int, int, float]]:
     before = tally.first_position - 1
     rows = zip(edges + before, edges[1:] + before, _bits(nats, count))
     return [(int(first), int(after) - 1, float(bits)) for first, after, bits in rows if not np.isnan(bits)]
+
+
+def bpb_by_word_place(tally: Tally) -> dict[str, float]:
+    """Next-byte bits per byte of the first bytes of words, of their inner bytes, and of all others; NaN for none."""
+    return dict(zip(WORD_PLACES, _bits(tally.word_P, tally.word_count_P).tolist()))
 
 
 def chunk_bpb_by_offset(tally: Tally) -> np.ndarray:

@@ -9,7 +9,14 @@ from fftlm_jax.config import Config
 from fftlm_jax.data import evaluation_batches
 from fftlm_jax.generation import Decoder, SamplingConfig
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.training.evaluation import Evaluate, Tally, chunk_bpb_by_offset, make_evaluate, summary
+from fftlm_jax.training.evaluation import (
+    Evaluate,
+    Tally,
+    bpb_by_word_place,
+    chunk_bpb_by_offset,
+    make_evaluate,
+    summary,
+)
 from fftlm_jax.training.setup import evaluation_low_pass
 from fftlm_jax.training.step import TrainState, averaged_params
 
@@ -26,8 +33,8 @@ class HeldOut:
     def scores(self, state: TrainState, cutoff: int) -> dict[str, Any]:
         """Scores of the held-out part (see `evaluation.summary`), rounded to six digits.
 
-        `chunk_bpb_by_offset` lists them by byte of the chunk. With `optim.ema_decay`, `ema_...` are those of the
-        weights' average.
+        `bpb_by_word_place` gives the first and inner bytes of words apart, `chunk_bpb_by_offset` the bytes of a chunk.
+        With `optim.ema_decay`, `ema_...` are those of the weights' average.
         """
         tally = self.tally(state.params, cutoff)
         scores: dict[str, Any] = summary(tally, self._config.objective)
@@ -35,6 +42,7 @@ class HeldOut:
             average = summary(self.tally(averaged_params(self._config, state.ema), cutoff), self._config.objective)
             scores |= {f"ema_{name}": value for name, value in average.items()}
         scores = {name: round(value, 6) for name, value in scores.items()}
+        scores["bpb_by_word_place"] = {name: round(value, 4) for name, value in bpb_by_word_place(tally).items()}
         if tally.chunk_NC is not None:
             scores["chunk_bpb_by_offset"] = np.round(chunk_bpb_by_offset(tally), 4).tolist()
         return scores

@@ -16,13 +16,14 @@ from typing import Any
 import jax
 
 from fftlm_jax.config import Config, to_dict
-from fftlm_jax.curriculum import Answer, Controller, Raise, answer_to_raise
+from fftlm_jax.curriculum import Answer, Controller, Raise, Spike, adaptive_factor, answer_to_raise
 from fftlm_jax.data import Prefetcher, TrainingWindows
 from fftlm_jax.errors import CheckpointError, Interrupted
 from fftlm_jax.model import build
 from fftlm_jax.optim import learning_rate_in_force
 from fftlm_jax.training import setup
 from fftlm_jax.training.checkpoint import Checkpoints, Restored
+from fftlm_jax.training.compiler import StepVariant
 from fftlm_jax.training.held_out import HeldOut
 from fftlm_jax.training.interrupts import Interrupts
 from fftlm_jax.training.profiler import ProfilerWindow
@@ -83,6 +84,7 @@ class TrainingRun:
                 refuse_changes(directory.read_config(), config)
         self.corpus = setup.load_run_corpus(config)
         model, keep = config.model, config.checkpoint
+        self.batch_stages = setup.batch_stages(config)
         self.windows = TrainingWindows(self.corpus.train, model.seq_len, model.chunk, config.seed)
         self.moved_to = directory.move_aside() if overwrite else None
         directory.acquire()
@@ -94,6 +96,7 @@ class TrainingRun:
         self.checkpoints = Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)
         stack.callback(self.checkpoints.close)
         self.scores: dict[str, Any] = {}  # Of the last evaluation.
+        self.evaluated_at: int | None = None
         self.best_bpb = math.inf
         self.train_loss = math.nan
         self.epoch_loss = [0.0, 0]  # Sum and count of the losses of the epoch under way.
@@ -103,7 +106,7 @@ class TrainingRun:
         self.first_step = self.restored.step if self.restored else 0
         self.state = self._restored_state(self.restored) if self.restored else self._fresh_state()
         self.lr = float(learning_rate_in_force(self.state.opt_state))
-        self.pending: tuple[int, StepMetrics, Raise | None] | None = None
+        self.pending: tuple[int, StepMetrics, Raise | None, Spike | None] | None = None
         self.held_out = HeldOut(config, self.graph, self.corpus.held_out)
         self.started = self.lap = time.perf_counter()
 
@@ -137,9 +140,10 @@ class TrainingRun:
                 raise Interrupted("stopped before the first step; nothing was lost", self.interrupts.requested)
             self.recorder.console.start_progress(self.first_step, total)
             for step in range(self.first_step, total):
-                raised = self._raise_if_due(step)
+                spike, raised = self._measure_spike_if_due(step), self._raise_if_due(step)
+                self._follow(step, raised)
                 profiler.before(step, self.state)
-                self._dispatch(step, batches.next(), raised)
+                self._dispatch(step, batches.next(), raised, spike)
                 done = step + 1
                 stop, is_last = self.interrupts.requested, done == total
                 evaluated = is_last or done % config.eval.every == 0
@@ -178,49 +182,77 @@ class TrainingRun:
         self.controller.cutoff = 1  # The saved cutoff is the run's, whatever the config's initial one is by now.
         self.controller.load_state_dict(host["controller"])
         self.scores, self.train_loss = host["scores"], host["train_loss"]
+        self.evaluated_at = host["evaluated_at"]
         self.best_bpb = math.inf if host["best_bpb"] is None else host["best_bpb"]
         self.epoch_loss, self.elapsed, self.train_seconds = host["epoch_loss"], host["elapsed"], host["train_seconds"]
         return restored.arrays
 
     def _batch(self, step: int) -> Any:
-        return self.windows.batch(step, self.config.train.accum_steps, self.config.train.batch_size)
+        return self.windows.batch(*self._windows_of(step), self.config.train.batch_size)
+
+    def _windows_of(self, step: int) -> tuple[int, int]:
+        """The number of a step's first window, and its micro-batches."""
+        first = self.batch_stages.micro_batches_before(step) * self.config.train.batch_size
+        return first, self.batch_stages.micro_batches(step)
+
+    def _follow(self, step: int, raised: Raise | None) -> None:
+        """Exchanges the compiled step where the cutoff or the batch has changed before `step`."""
+        changed = self.batch_stages.changes_at(step)
+        if changed:
+            self._settle()
+            self.recorder.batch_changed(step, *map(self.batch_stages.micro_batches, (step - 1, step)))
+        if raised or (changed and step > self.first_step):
+            self._compile(step)
 
     def _compile(self, step: int) -> None:
-        """Makes the current cutoff's step ready and sends the next rung's to be compiled in the background."""
+        """Makes the step of the current cutoff and batch ready, and sends the next ones to be compiled behind it."""
         start = time.perf_counter()
-        compiled = self.compiler.get(setup.low_pass_at(self.config, self.controller.cutoff))
+        compiled = self.compiler.get(self._variant(self.controller.cutoff, step))
         self.run_step = compiled.run
         self.recorder.compiled(step, self.controller.cutoff, compiled.seconds, time.perf_counter() - start)
-        upcoming = self.controller.upcoming_cutoff()
-        if upcoming is not None:
-            future = self.compiler.ahead(setup.low_pass_at(self.config, upcoming))
-            # Steps take twice as long while a compile shares their cores, so on CPU the first raise's comes before.
+        upcoming, change = self.controller.upcoming_cutoff(), self.batch_stages.next_change(step)
+        ahead = [] if upcoming is None else [self._variant(upcoming, step)]
+        ahead += [] if change is None else [self._variant(self.controller.cutoff, change)]
+        for variant in ahead:
+            future = self.compiler.ahead(variant)
+            # Steps take twice as long while a compile shares their cores, so on CPU the first ones come before.
             if step == self.first_step and jax.default_backend() == "cpu":
                 future.result()
         self.lap = time.perf_counter()
+
+    def _variant(self, cutoff: int, step: int) -> StepVariant:
+        return StepVariant(setup.low_pass_at(self.config, cutoff), self.batch_stages.micro_batches(step))
 
     def _raise_if_due(self, step: int) -> Raise | None:
         if not self.controller.is_due(step):
             return None
         self._settle()
         raised = self.controller.check(step)
-        if raised:
-            self._compile(step)
+        if raised and self.config.eval.before_raise and self.evaluated_at != step:
+            self._look(step, raised.old)
         return raised
 
-    def _dispatch(self, step: int, windows: Any, raised: Raise | None) -> None:
+    def _measure_spike_if_due(self, step: int) -> Spike | None:
+        if not self.controller.spike_is_due(step):
+            return None
+        self._settle()
+        return self.controller.measure_spike(step)
+
+    def _dispatch(self, step: int, windows: Any, raised: Raise | None, spike: Spike | None) -> None:
         """Sends one step to the device, then reads the metrics of the one before."""
         lr = self.config.lr
         answer = answer_to_raise(lr.restart, lr.factor, raised.old, raised.new) if raised else Answer()
+        if spike:
+            answer = answer.reduced_by(adaptive_factor(spike.height))
         self.state, metrics = self.run_step(self.state, windows, *events(answer))
         self._settle()
-        self.pending = (step + 1, metrics, raised)
+        self.pending = (step + 1, metrics, raised, spike)
 
     def _settle(self) -> None:
         """Reads and records the metrics of the step that is still pending, if any."""
         if self.pending is None:
             return
-        done, metrics, raised = self.pending
+        done, metrics, raised, spike = self.pending
         self.pending = None
         metrics = jax.device_get(metrics)
         now = time.perf_counter()
@@ -229,26 +261,35 @@ class TrainingRun:
         lr_before, self.lr = self.lr, float(metrics.learning_rate)
         if raised:
             self.recorder.raised(raised, lr_before, self.lr)
+        if spike:
+            self.recorder.answered_spike(done - 1, spike, lr_before, self.lr)
         if not metrics.finite:
-            count = self.config.train.accum_steps * self.config.train.batch_size
-            offsets = self.windows.offsets((done - 1) * count, count).tolist()
+            first, micro_batches = self._windows_of(done - 1)
+            offsets = self.windows.offsets(first, micro_batches * self.config.train.batch_size).tolist()
             raise self.recorder.nonfinite(done, metrics, self.controller.cutoff, offsets)
         self.train_loss = float(metrics.loss)
         self.controller.record(self.train_loss)
         self.epoch_loss = [self.epoch_loss[0] + self.train_loss, self.epoch_loss[1] + 1]
-        self.recorder.step(done, metrics, self.controller.cutoff, seconds)
+        self.recorder.step(done, metrics, self.controller.cutoff, self.batch_stages.micro_batches(done - 1), seconds)
+        if self.controller.raises:
+            self.recorder.opened_coefficients(done, metrics, self.controller.raises[-1])
 
     def _evaluate(self, done: int) -> bool:
-        """Scores the held-out part, draws the curves and writes a sample; returns whether this step is the best yet."""
+        """Scores the held-out part; returns whether this step is the best yet."""
         self._settle()
-        cutoff = self.controller.cutoff
-        self.scores = self.held_out.scores(self.state, cutoff)
-        sample = self.held_out.sample(self.state.params, cutoff)
-        self.recorder.evaluated(done, self.scores, cutoff, self.train_seconds, sample)
-        self.lap = time.perf_counter()
+        self.scores = self._look(done, self.controller.cutoff)
         is_best = self.scores["bpb"] < self.best_bpb
         self.best_bpb = min(self.best_bpb, self.scores["bpb"])
         return is_best
+
+    def _look(self, done: int, cutoff: int) -> dict[str, Any]:
+        """Scores the held-out part at a cutoff, draws the curves and writes a sample."""
+        scores = self.held_out.scores(self.state, cutoff)
+        sample = self.held_out.sample(self.state.params, cutoff)
+        self.recorder.evaluated(done, scores, cutoff, self.train_seconds, sample)
+        self.evaluated_at = done
+        self.lap = time.perf_counter()
+        return scores
 
     def _end_epoch(self, done: int) -> None:
         self._settle()
@@ -266,6 +307,7 @@ class TrainingRun:
             "controller": self.controller.state_dict(),
             "corpus": self.corpus.fingerprint,
             "scores": self.scores,
+            "evaluated_at": self.evaluated_at,
             "best_bpb": self.best_bpb if math.isfinite(self.best_bpb) else None,  # JSON has no infinity.
             "train_loss": self.train_loss,
             "epoch_loss": self.epoch_loss,

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from fftlm_jax.config import Config
-from fftlm_jax.curriculum import Raise
-from fftlm_jax.cutoff import freq_bins
+from fftlm_jax.curriculum import Raise, Spike, adaptive_factor
+from fftlm_jax.cutoff import coefficients_passed, freq_bins
 from fftlm_jax.data import Corpus
 from fftlm_jax.errors import NonFiniteError
 from fftlm_jax.optim import MUON_GROUPS, label_params
@@ -20,6 +20,7 @@ from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.step import StepMetrics, trained
 
 _RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
+_WATCHED_STEPS = 100  # After a raise: with b2 = 0.95 the first updates are twice too large, 1.5 times after 10 steps.
 
 
 class Recorder:
@@ -77,13 +78,19 @@ class Recorder:
         when = f"waited {waited:.1f}s for it" if waited > 0.1 else "ahead of time"
         self.console.say(f"the step for cutoff {cutoff} is ready: compiled in {seconds:.1f}s, {when}")
 
-    def step(self, done: int, metrics: StepMetrics, cutoff: int, seconds: float) -> None:
-        """One training step."""
+    def batch_changed(self, step: int, old: int, new: int) -> None:
+        """From `step` on, updates accumulate another number of micro-batches."""
+        size, seq_len = self.config.train.batch_size, self.config.model.seq_len
+        self.log.write("event", step, event="batch_changed", **{"from": old * size, "to": new * size})
+        self.console.say(f"batch: {old * size} -> {new * size} windows, {new * size * seq_len:,} bytes a step")
+
+    def step(self, done: int, metrics: StepMetrics, cutoff: int, micro_batches: int, seconds: float) -> None:
+        """One training step over so many micro-batches."""
         t, model, lr = self.config.train, self.config.model, float(metrics.learning_rate)
         values = {"loss": float(metrics.loss), "lr": lr, "cutoff": cutoff, "grad_norm": float(metrics.grad_norm)}
         if self.config.objective.has_chunks:
             values |= {"next_byte_loss": float(metrics.next_byte_loss), "chunk_loss": float(metrics.chunk_loss)}
-        values["bytes_per_second"] = round(t.accum_steps * t.batch_size * model.seq_len / seconds)
+        values["bytes_per_second"] = round(micro_batches * t.batch_size * model.seq_len / seconds)
         self.log.write("train", done, epoch=(done - 1) // t.steps_per_epoch, **values)
         self.console.advance(values["loss"])
         if done % t.log_every == 0:
@@ -117,11 +124,40 @@ class Recorder:
         why = "by schedule"
         if seen is not None:
             why = f"improvement {seen:.1%} < {self.config.curriculum.threshold:.1%}"
-        answers = [_RESTART_WORDS[lr.restart], "" if lr.factor == 1.0 else f"x {lr.factor}"]
+        factor = {1.0: "", "adaptive": f"a factor after {lr.spike_steps} steps"}.get(lr.factor, f"x {lr.factor}")
+        answers = [_RESTART_WORDS[lr.restart], factor]
         answer = ", ".join(filter(None, answers)) or "unchanged"
         line = f"CUTOFF RAISED: {raised.old} -> {raised.new} ({why}), LR {lr_before:.1e} -> {lr_after:.1e} ({answer})"
         self.console.say(f"🚀 {line}")
         self.log.text("raise", raised.step, line)
+
+    def opened_coefficients(self, done: int, metrics: StepMetrics, raised: Raise) -> None:
+        """For some steps after a raise, the RMS update of the coefficients it opened beside that of the older ones.
+
+        An optimizer that corrects the bias of its moments by its own age, not by a coefficient's, moves new ones too
+        far at first; without this record that would pass for what the new frequencies do.
+        """
+        if metrics.spectrum_update_K is None or done > raised.step + _WATCHED_STEPS:
+            return
+        bins, kernel_len = freq_bins(self.config.model.seq_len), self.config.model.kernel_len
+        old, new = (coefficients_passed(cutoff, bins, kernel_len) for cutoff in (raised.old, raised.new))
+        if new > old:
+            squares = metrics.spectrum_update_K
+            older, opened = float(squares[:old].mean()) ** 0.5, float(squares[old:new].mean()) ** 0.5
+            self.log.write("opened", done, older_rms=older, opened_rms=opened)
+
+    def answered_spike(self, step: int, spike: Spike, lr_before: float, lr_after: float) -> None:
+        """The adaptive factor, once the first step under it has shown the learning rate."""
+        factor = adaptive_factor(spike.height)
+        numbers = {"loss_before": spike.before, "loss_after": spike.after, "spike": spike.height, "factor": factor}
+        rates = {"lr_before": lr_before, "lr_after": lr_after}
+        self.log.write("event", step, event="lr_reduced", raised_at=spike.raised_at, **numbers, **rates)
+        line = (
+            f"LR REDUCED: x {factor}, {lr_before:.1e} -> {lr_after:.1e} (the loss went from {spike.before:.3f} to "
+            f"{spike.after:.3f} at the raise at step {spike.raised_at})"
+        )
+        self.console.say(line)
+        self.log.text("raise", step, line)
 
     def nonfinite(self, done: int, metrics: StepMetrics, cutoff: int, offsets: Sequence[int]) -> NonFiniteError:
         """Logs a step whose update was not made, and returns the error that ends the run."""
@@ -139,6 +175,7 @@ class Recorder:
         """Held-out scores, a sample, and the picture redrawn with them."""
         self.log.write("eval", done, **scores, train_seconds=round(train_seconds, 2))
         self.log.scalars("eval", done, **_numbers(scores))
+        self.log.scalars("bpb_by_word_place", done, **scores["bpb_by_word_place"])
         for offset, value in enumerate(scores.get("chunk_bpb_by_offset", ()), start=1):
             self.log.scalars("chunk_bpb_by_offset", done, **{f"{offset:02}": value})
         spent = f"after {duration(train_seconds)} of training"

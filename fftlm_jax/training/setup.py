@@ -11,7 +11,7 @@ from flax import nnx
 from fftlm_jax.config import Config, read_config, rule_in_force, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Rule, resolve_ladder, starting_cutoff
 from fftlm_jax.cutoff import cutoff_in_bins, freq_bins
-from fftlm_jax.data import Corpus, load_corpus
+from fftlm_jax.data import BatchStages, Corpus, load_corpus
 from fftlm_jax.model import build, init_params
 from fftlm_jax.optim import (
     build_optimizer,
@@ -21,7 +21,7 @@ from fftlm_jax.optim import (
     stages_in_steps,
 )
 from fftlm_jax.spectral import LowPass, mask_spectrum
-from fftlm_jax.training.compiler import StepCompiler
+from fftlm_jax.training.compiler import StepCompiler, StepVariant
 from fftlm_jax.training.step import TrainState, events, make_train_step, new_state
 from fftlm_jax.training.warm_start import ARCHITECTURE, LOW_PASS, coefficients_in_use, load_weights, source_config
 
@@ -55,7 +55,7 @@ def load_run_corpus(config: Config) -> Corpus:
 
 def build_optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
     """The optimizer with the run's own learning rate."""
-    return build_optimizer(config.optim, _learning_rate(config), config.total_steps)
+    return build_optimizer(config.optim, _learning_rate(config), config.total_steps, config.train.batch_stages)
 
 
 def _learning_rate(config: Config) -> optax.GradientTransformationExtraArgs:
@@ -81,6 +81,7 @@ def build_controller(config: Config) -> Controller:
         window=c.window,
         threshold=c.threshold,
         schedule=c.schedule,
+        spike_steps=config.lr.spike_steps if config.lr.factor == "adaptive" else 0,
     )
     return Controller(rule, initial_cutoff(config, rule))
 
@@ -147,16 +148,22 @@ def abstract_state(config: Config, tx: optax.GradientTransformationExtraArgs) ->
     return jax.eval_shape(lambda params: new_state(config, params, tx), build(config.model)[1])
 
 
-def step_arguments(config: Config, tx: optax.GradientTransformationExtraArgs) -> tuple[Any, ...]:
-    """Abstract arguments of the training step."""
-    shape = (config.train.accum_steps, config.train.batch_size, config.model.seq_len + config.model.chunk)
+def batch_stages(config: Config) -> BatchStages:
+    """How many micro-batches each step takes."""
+    return BatchStages(config.train.accum_steps, config.train.batch_stages, config.total_steps)
+
+
+def step_arguments(config: Config, tx: optax.GradientTransformationExtraArgs, micro_batches: int) -> tuple[Any, ...]:
+    """Abstract arguments of a training step that accumulates so many micro-batches."""
+    shape = (micro_batches, config.train.batch_size, config.model.seq_len + config.model.chunk)
     return abstract_state(config, tx), jax.ShapeDtypeStruct(shape, np.uint8), *events(Answer())
 
 
 def build_compiler(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs) -> StepCompiler:
-    """Compiles the run's steps, one per mask."""
-    return StepCompiler(
-        lambda low_pass: make_train_step(config, graph, tx, low_pass),
-        step_arguments(config, tx),
-        lambda low_pass: low_pass.mask_key(config.model.kernel_len),
-    )
+    """Compiles the run's steps, one per mask and number of micro-batches."""
+
+    def lower(variant: StepVariant) -> jax.stages.Lowered:
+        step = make_train_step(config, graph, tx, variant.low_pass)
+        return step.lower(*step_arguments(config, tx, variant.micro_batches))
+
+    return StepCompiler(lower, config.model.kernel_len)

@@ -39,7 +39,8 @@ class StepMetrics(NamedTuple):
     """Numbers of one step, in nats where they are losses. `grad_norm` is taken before clipping.
 
     `learning_rate` is the one that the step used, or would have used had it been finite. `radial` holds, by path, the
-    alignment of the gradients with the matrices of Muon, per layer; it is empty for AdamW.
+    alignment of the gradients with the matrices of Muon, per layer; it is empty for AdamW. `spectrum_update_K` holds
+    the mean squares, over layers and heads, of the updates of each cosine coefficient; None where none is trained.
     """
 
     loss: jax.Array
@@ -49,6 +50,7 @@ class StepMetrics(NamedTuple):
     learning_rate: jax.Array
     finite: jax.Array
     radial: dict[str, RadialStats]
+    spectrum_update_K: jax.Array | None
 
 
 TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
@@ -92,6 +94,11 @@ def new_state(config: Config, params: Params, tx: optax.GradientTransformation) 
 def averaged_params(config: Config, ema: optax.EmaState) -> Params:
     """The weights' average over the steps so far; NaN before the first."""
     return optax.tree.bias_correction(ema.ema, config.optim.ema_decay, ema.count)
+
+
+def _spectrum_update(updates: Params) -> jax.Array | None:
+    spectrum = updates.get("blocks", {}).get("mixer", {}).get("spectrum")
+    return None if spectrum is None else jnp.mean(jnp.square(spectrum), axis=(0, 1))
 
 
 def make_train_step(
@@ -154,7 +161,14 @@ def make_train_step(
         advanced = TrainState(params, opt_state, ema, state.step + 1, state.halted)
         kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state)
         return kept._replace(halted=~commit), StepMetrics(
-            loss, next_byte, chunk, grad_norm, learning_rate_in_force(opt_state), commit, radial_statistics(opt_state)
+            loss,
+            next_byte,
+            chunk,
+            grad_norm,
+            learning_rate_in_force(opt_state),
+            commit,
+            radial_statistics(opt_state),
+            _spectrum_update(updates),
         )
 
     return jax.jit(train_step, donate_argnums=0)

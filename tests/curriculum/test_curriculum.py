@@ -11,7 +11,9 @@ from fftlm_jax.curriculum import (
     Controller,
     Raise,
     Rule,
+    Spike,
     adaptive_cutoff,
+    adaptive_factor,
     answer_to_raise,
     curriculum_cutoff,
     next_rung,
@@ -109,10 +111,17 @@ def test_where_weights_start(case, options, expected):
         ("none", "sqrt_ratio", 128, 512, Answer(False, False, 0.5)),
         ("none", "sqrt_ratio", 256, 512, Answer(False, False, 0.5**0.5)),
         ("tooth", "inverse_ratio", 128, 512, Answer(True, False, 0.25)),
+        ("tooth", "adaptive", 128, 512, Answer(True, False, 1.0)),
     ),
 )
 def test_answer_to_raise(restart, factor, old, new, expected):
     assert answer_to_raise(restart, factor, old, new) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("spike,expected", ((0.45, 0.5), (0.3, 0.7), (0.2, 0.7), (0.1, 0.9), (0.0, 0.9), (-1.0, 0.9)))
+def test_the_adaptive_factor_of_the_document(spike, expected):
+    assert adaptive_factor(spike) == expected
+    assert Answer(True, False, 0.5).reduced_by(expected) == Answer(True, False, 0.5 * expected)
 
 
 def make_controller(name="plateau", **changes) -> Controller:
@@ -201,6 +210,30 @@ def test_state_survives_json_exactly_and_decides_alike():
         first.record(loss)
     assert events == expected and first.state_dict() == straight.state_dict()
     assert isinstance(first.raises[0], Raise)
+
+
+def test_a_spike_is_measured_once_between_equal_numbers_of_losses():
+    controller = make_controller("schedule", spike_steps=3, window=2)
+    losses = [5.0] * 37 + [3.0, 3.0, 3.0] + [4.0, 5.0, 6.0] + [1.0] * 30
+    found = []
+    for step, loss in enumerate(losses):
+        if step == 42:
+            again = make_controller("schedule", spike_steps=3, window=2)
+            again.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+            controller = again
+        assert controller.spike_is_due(step) == (step == 43)
+        found.append(controller.measure_spike(step))
+        controller.check(step)
+        controller.record(loss)
+    assert [f for f in found if f] == [Spike(raised_at=40, before=3.0, after=5.0)]
+    assert found[43].height == 2.0
+
+
+def test_a_raise_ends_the_measurement_of_the_one_before():
+    controller = make_controller(spike_steps=15)
+    found = [(controller.measure_spike(step), controller.check(step), controller.record(2.0)) for step in range(60)]
+    assert [r.step for _, r, _ in found if r] == [20, 30, 40]
+    assert [(step, spike.raised_at) for step, (spike, *_) in enumerate(found) if spike] == [(55, 40)]
 
 
 def test_a_saved_state_never_lowers_the_cutoff():

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fftlm_jax.data import Prefetcher, TrainingWindows, evaluation_batches, load_corpus
+from fftlm_jax.data import BatchStages, Prefetcher, TrainingWindows, evaluation_batches, load_corpus
 from fftlm_jax.data.windows import permute
 from fftlm_jax.errors import DataError
+from fftlm_jax.optim import stage_schedule
 
 
 def load(path, held_out=0.1, window=8):
@@ -133,9 +134,9 @@ def test_passes_differ_in_order_and_phase():
 def test_accumulated_batches_see_the_bytes_of_one_large_batch():
     windows = TrainingWindows(np.random.default_rng(0).integers(0, 256, 5000).astype(np.uint8), 16, 4, seed=0)
     for step in (0, 7, 400):
-        large = windows.batch(step, 1, 12)
-        np.testing.assert_array_equal(windows.batch(step, 3, 4).reshape(1, 12, 20), large)
-        np.testing.assert_array_equal(windows.batch(step, 12, 1).reshape(1, 12, 20), large)
+        large = windows.batch(12 * step, 1, 12)
+        np.testing.assert_array_equal(windows.batch(12 * step, 3, 4).reshape(1, 12, 20), large)
+        np.testing.assert_array_equal(windows.batch(12 * step, 12, 1).reshape(1, 12, 20), large)
 
 
 def test_windows_are_a_function_of_seed_and_step():
@@ -150,7 +151,7 @@ def test_windows_are_a_function_of_seed_and_step():
 def test_a_batch_is_what_lies_at_its_offsets():
     data = (np.arange(5000) % 251).astype(np.uint8)
     windows = TrainingWindows(data, 16, 4, seed=0)
-    for window, offset in zip(windows.batch(2, 1, 3)[0], windows.offsets(6, 3), strict=True):
+    for window, offset in zip(windows.batch(6, 1, 3)[0], windows.offsets(6, 3), strict=True):
         np.testing.assert_array_equal(window, data[offset : offset + 20])
 
 
@@ -180,3 +181,18 @@ def test_the_prefetcher_hands_errors_on():
     with pytest.raises(OSError, match="gone"):
         prefetcher.next()
     prefetcher.close()
+
+
+@pytest.mark.parametrize("multiples", ((1,), (1, 2, 3), (2, 2), (3, 1)))
+def test_batch_stages_take_every_window_once_in_order(multiples):
+    stages = BatchStages(accum_steps=2, multiples=multiples, total_steps=20)
+    first = 0
+    for step in range(25):
+        assert stages.micro_batches_before(step) == first
+        first += stages.micro_batches(step)
+    schedule = stage_schedule(multiples, 20)
+    assert [stages.micro_batches(step) for step in range(25)] == [2 * int(schedule(step)) for step in range(25)]
+    changes = [step for step in range(25) if stages.changes_at(step)]
+    assert changes == {(1, 2, 3): [6, 13], (3, 1): [10]}.get(multiples, [])
+    assert stages.next_change(0) == (changes or [None])[0] and stages.next_change(13) is None
+    assert stages.largest == 2 * max(multiples)

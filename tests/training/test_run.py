@@ -69,11 +69,11 @@ def test_it_leaves_the_promised_files(straight):
         assert (workdir / name).exists(), name
     records = read_metrics(workdir / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 21))
-    assert [r["step"] for r in records if r["kind"] == "eval"] == [7, 14, 20]
+    assert [r["step"] for r in records if r["kind"] == "eval"] == [6, 7, 12, 14, 20]
     compiled = [r for r in records if r.get("event") == "compiled"]
     assert [r["cutoff"] for r in compiled] == [4, 8, 17], "each visited mask once, nothing else"
     assert set(records[1]) >= {"kind", "step", "epoch", "loss", "lr", "cutoff", "grad_norm", "bytes_per_second"}
-    assert (workdir / "samples.txt").read_text().count("=== step") == 3
+    assert (workdir / "samples.txt").read_text().count("=== step") == 5
     assert str(workdir.parent) not in (workdir / "env.json").read_text()
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -289,7 +289,7 @@ def test_a_first_save_cut_short_starts_over_and_loses_nothing(arguments, straigh
     assert done.returncode == 0 and "step 15 was moved to quarantine/: it has no manifest" in done.stdout
     assert hash_of(copy, capsys) == hash_of(straight[0], capsys)
     assert [r["step"] for r in read_metrics(copy / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 21))
-    assert (copy / "samples.txt").read_text().count("=== step") == 3
+    assert (copy / "samples.txt").read_text().count("=== step") == 5
     assert (copy / "quarantine" / "15").is_dir()
 
 
@@ -353,6 +353,7 @@ WAYS_TO_TRAIN = (
             "optim__neuron_beta2": 0.9,
             "optim__brake": 0.5,
             "optim__momentum_warmup": 6,
+            "train__batch_stages": (1, 3, 2),
             "lr__schedule": "cooldown",
             "lr__restart": "none",
             "lr__base": 0.02,
@@ -375,6 +376,50 @@ def test_every_way_to_train_learns_and_resumes_exactly(tmp_path, capsys, case, o
     assert train[-1]["loss"] < train[0]["loss"]
     assert result["cutoff"] == 17 or result["raises"] == 1, "12 steps: one raise by the plateau rule, or the full band"
     assert set_back_and_finished_again(values, tmp_path / "run", capsys)
+
+
+def test_the_adaptive_factor_survives_a_resume_between_the_raise_and_its_measurement(tmp_path, capsys):
+    """Raised before step 6, measured before step 11, set back to step 10."""
+    values = tiny_values(train__epochs=3, lr__factor="adaptive", lr__spike_steps=5, sample__bytes=0)
+
+    def events_of(name):
+        return [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r.get("event") == name]
+
+    run(values, tmp_path / "run")
+    (raised,), (reduced,) = events_of("cutoff_raised"), events_of("lr_reduced")
+    losses = {r["step"]: r["loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"}
+    before, after = (np.mean([losses[step] for step in steps]) for steps in (range(2, 7), range(7, 12)))
+    assert (raised["step"], reduced["step"], reduced["raised_at"]) == (6, 11, 6)
+    assert reduced["spike"] == pytest.approx(after - before) and reduced["loss_before"] == pytest.approx(before)
+    assert reduced["factor"] == 0.9 and raised["lr_after"] == pytest.approx(1e-2)
+    assert reduced["lr_after"] < 0.91 * reduced["lr_before"]
+    assert "LR REDUCED: x 0.9" in capsys.readouterr().out
+    assert set_back_and_finished_again(values, tmp_path / "run", capsys)
+    assert events_of("lr_reduced") == [reduced]
+
+
+def test_batches_grow_in_stages_and_every_window_is_seen_once(tmp_path, capsys):
+    """Stages of 4 steps; the raise before step 6 and the borders before 4 and 8 each get their own compiled step."""
+    values = tiny_values(train__epochs=3, train__batch_stages=(1, 2, 3), sample__bytes=0)
+    run(values, tmp_path / "run")
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    changes = [(r["step"], r["from"], r["to"]) for r in records if r.get("event") == "batch_changed"]
+    assert changes == [(4, 4, 8), (8, 8, 12)]
+    assert [(r["step"], r["cutoff"]) for r in records if r.get("event") == "compiled"] == [
+        (0, 4),
+        (4, 4),
+        (6, 8),
+        (8, 8),
+    ]
+    assert "batch: 4 -> 8 windows, 256 bytes a step" in capsys.readouterr().out
+    assert set_back_and_finished_again(values, tmp_path / "run", capsys)
+
+
+def test_the_first_updates_of_opened_coefficients_are_on_record(tmp_path):
+    run(tiny_values(train__epochs=3, sample__bytes=0), tmp_path / "run")
+    opened = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "opened"]
+    assert [r["step"] for r in opened] == list(range(7, 13)), "from the first update after the raise at 6"
+    assert all(r["opened_rms"] > 0 and r["older_rms"] > 0 for r in opened)
 
 
 def set_back_and_finished_again(values, workdir, capsys) -> bool:

@@ -12,7 +12,7 @@ from fftlm_jax.model import build
 from fftlm_jax.optim import sawtooth_learning_rate
 from fftlm_jax.spectral import LowPass
 from fftlm_jax.training import setup
-from fftlm_jax.training.compiler import StepCompiler
+from fftlm_jax.training.compiler import StepCompiler, StepVariant
 from fftlm_jax.training.step import events, make_train_step
 from tests.tiny import tiny
 
@@ -36,7 +36,8 @@ class Bench:
         return make_train_step(self.config, self.graph, self.tx, setup.low_pass_at(self.config, cutoff))
 
     def batch(self, step):
-        return self.windows.batch(step, self.config.train.accum_steps, self.config.train.batch_size)
+        t = self.config.train
+        return self.windows.batch(step * t.accum_steps * t.batch_size, t.accum_steps, t.batch_size)
 
     def logits(self, low_pass: LowPass):
         model = nnx.merge(self.graph, self.state.params)
@@ -142,6 +143,27 @@ def test_dropout_repeats_with_the_step_and_differs_between_steps():
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_the_size_of_updates_is_reported_by_coefficient():
+    """That of what was really added, and 0 above the cutoff."""
+    bench = Bench()
+    before = bench.spectra()[0]
+    bench.state, metrics = bench.step_at(4)(bench.state, bench.batch(0), *NO_EVENT)
+    moved = bench.spectra()[0] - before
+    np.testing.assert_allclose(metrics.spectrum_update_K, np.mean(moved**2, axis=(0, 1)), rtol=1e-3)
+    assert np.flatnonzero(metrics.spectrum_update_K).tolist() == [0, 1, 2], "a quarter of 12 coefficients"
+
+
+def test_a_coefficient_that_opens_late_moves_twice_as_far_at_first():
+    """Its moments are new, its bias correction is that of the optimizer's age: what the record is there to show."""
+    bench = Bench(optim__clip=1e9, lr__stages=(("rest", 1.0, 1.0),))
+    step = bench.step_at(4)
+    for i in range(120):
+        bench.state, _ = step(bench.state, bench.batch(i), *NO_EVENT)
+    _, metrics = bench.step_at(17)(bench.state, bench.batch(120), *NO_EVENT)
+    opened, older = metrics.spectrum_update_K[3:].mean(), metrics.spectrum_update_K[:3].mean()
+    assert (opened / older) ** 0.5 > 1.4
+
+
 def test_events_reach_the_learning_rate_and_never_recompile():
     bench = Bench()
     step = bench.step_at(4)
@@ -159,24 +181,25 @@ def rates_ratio(step: int) -> float:
 
 
 def compiler_of(bench: Bench, log: list) -> StepCompiler:
-    def make(low_pass):
-        log.append(low_pass.cutoff)
-        return bench.step_at(low_pass.cutoff)
+    def lower(variant):
+        log.append((variant.low_pass.cutoff, variant.micro_batches))
+        arguments = setup.step_arguments(bench.config, bench.tx, variant.micro_batches)
+        return bench.step_at(variant.low_pass.cutoff).lower(*arguments)
 
-    key = lambda low_pass: low_pass.mask_key(bench.config.model.kernel_len)
-    return StepCompiler(make, setup.step_arguments(bench.config, bench.tx), key)
+    return StepCompiler(lower, bench.config.model.kernel_len)
 
 
 @pytest.mark.timeout(120)
-def test_each_mask_is_compiled_once_and_shared_by_equal_masks():
+def test_each_mask_and_batch_is_compiled_once_and_shared_by_equal_masks():
     bench, log = Bench(), []
     with compiler_of(bench, log) as compiler:
-        low_passes = [setup.low_pass_at(bench.config, c) for c in (4, 8, 16, 17)]
-        compiler.ahead(low_passes[1])
-        first = compiler.get(low_passes[0])
-        assert compiler.get(low_passes[0]) is first and compiler.get(low_passes[1]) is not first
-        assert compiler.get(low_passes[2]) is compiler.get(low_passes[3]), "16 of 17 bins pass every coefficient"
-        assert sorted(log) == [4, 8, 16] and compiler.compiled == 3
+        variants = [StepVariant(setup.low_pass_at(bench.config, c), 2) for c in (4, 8, 16, 17)]
+        compiler.ahead(variants[1])
+        first = compiler.get(variants[0])
+        assert compiler.get(variants[0]) is first and compiler.get(variants[1]) is not first
+        assert compiler.get(variants[2]) is compiler.get(variants[3]), "16 of 17 bins pass every coefficient"
+        assert compiler.get(variants[0]._replace(micro_batches=1)) is not first
+        assert sorted(log) == [(4, 1), (4, 2), (8, 2), (16, 2)] and compiler.compiled == 4
         compiled_state, compiled_metrics = first.run(bench.state, bench.batch(0), *NO_EVENT)
     other = Bench()
     state, metrics = other.step_at(4)(other.state, other.batch(0), *NO_EVENT)
@@ -186,10 +209,11 @@ def test_each_mask_is_compiled_once_and_shared_by_equal_masks():
 
 @pytest.mark.timeout(60)
 def test_a_failed_compile_is_raised_where_the_step_is_asked_for():
-    def broken(low_pass):
+    def broken(variant):
         raise RuntimeError("no such mask")
 
-    with StepCompiler(broken, (), lambda low_pass: low_pass.cutoff) as compiler:
-        compiler.ahead(LowPass(1, 17))
+    variant = StepVariant(LowPass(1, 17), 1)
+    with StepCompiler(broken, kernel_len=12) as compiler:
+        compiler.ahead(variant)
         with pytest.raises(RuntimeError, match="no such mask"):
-            compiler.get(LowPass(1, 17))
+            compiler.get(variant)
