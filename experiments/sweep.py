@@ -16,14 +16,13 @@ import itertools
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.arm_statistics import Summary, compare_arms
+from experiments.children import Children
 from fftlm_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,46 +72,50 @@ def trials_of(
     return trials
 
 
-def run_trial(config: str, trial: Trial, folder: Path) -> Outcome:
-    """Runs (or goes on with) one trial in a child process, unless it is finished; its output goes to a log."""
-    before = outcome_of(trial, folder, config)
-    if before.status in ("finished", "other settings"):
-        return before
+def run_all(config: str, trials: Sequence[Trial], folder: Path, jobs: int = 1) -> list[Outcome]:
+    """Runs the trials that are not finished, `jobs` at a time, and says how each went.
+
+    Each child has its share of the cores to itself, so that the number of threads, and with it the last bits of a
+    result, does not depend on what else runs.
+    """
+    outcomes: dict[int, Outcome] = {}
+
+    def settled(number: int) -> None:
+        outcome = outcomes[number] = outcome_of(trials[number], folder, config)
+        shown = " ".join(f"{k}={v:.4f}" for k, v in outcome.scores.items() if k.endswith("bpb"))
+        print(
+            f"[{len(outcomes)}/{len(trials)}] {trials[number].name}: {outcome.status} {shown or outcome.reason}",
+            flush=True,
+        )
+
+    waiting: list[int] = []
+    for number, trial in enumerate(trials):
+        if outcome_of(trial, folder, config).status in ("finished", "other settings"):
+            settled(number)
+        else:
+            waiting.append(number)
+    with Children(jobs) as children:
+        while waiting or children.running:
+            while waiting and children.has_room:
+                number = waiting.pop(0)
+                children.start(number, *_command(config, trials[number], folder), folder / "compile_cache")
+            number, code = children.wait()
+            if code:
+                log = (folder / f"{trials[number].name}.log").read_text(errors="replace")
+                last = (log.strip().splitlines() or ["no message"])[-1]
+                (folder / f"{trials[number].name}.failed").write_text(f"exit code {code}: {last}\n")
+            settled(number)
+    return [outcomes[number] for number in range(len(trials))]
+
+
+def _command(config: str, trial: Trial, folder: Path) -> tuple[list[str], Path]:
+    """The command of a trial and the log that its output goes to; its folder says from now on what was asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{trial.name}.trial.json").write_text(json.dumps(_settings(trial, config)) + "\n")
     (folder / f"{trial.name}.failed").unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "main.py"), f"--config={config}", f"--workdir={folder / trial.name}"]
     command += [f"--config.{override}" for override in (*trial.overrides, f"seed={trial.seed}")]
-    code = _run_child(command, folder / f"{trial.name}.log", folder / "compile_cache")
-    if code:
-        last = ((folder / f"{trial.name}.log").read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
-        (folder / f"{trial.name}.failed").write_text(f"exit code {code}: {last}\n")
-    return outcome_of(trial, folder, config)
-
-
-def _run_child(command: Sequence[str], log: Path, compile_cache: Path) -> int:
-    """Exit code of a child whose output is appended to `log`; it is given the time to save when this process must stop.
-
-    A Ctrl-C at the terminal reaches the child by itself; a SIGTERM is handed on.
-    """
-    # Trials of an arm differ in their seed only: the second one need not compile again.
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache), "PYTHONPATH": str(ROOT)}
-    with log.open("a", encoding="utf-8") as file:
-        child = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-
-        def hand_on(number: int, frame: object) -> None:
-            del frame
-            child.send_signal(number)
-            raise KeyboardInterrupt
-
-        previous = signal.signal(signal.SIGTERM, hand_on)
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            child.wait()
-            sys.exit(f"stopped in {log.stem}, which is saved; the same command goes on from there")
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+    return command, folder / f"{trial.name}.log"
 
 
 def outcome_of(trial: Trial, folder: Path, config: str = "") -> Outcome:
@@ -145,35 +148,27 @@ def _settings(trial: Trial, config: str) -> dict[str, Any]:
     return {"config": config, "overrides": list(trial.overrides), "seed": trial.seed}
 
 
-def run_all(config: str, trials: Sequence[Trial], folder: Path) -> list[Outcome]:
-    """Runs the trials one after the other and says how each went."""
-    outcomes = []
-    for number, trial in enumerate(trials):
-        outcome = run_trial(config, trial, folder)
-        shown = " ".join(f"{k}={v:.4f}" for k, v in outcome.scores.items() if k.endswith("bpb"))
-        print(f"[{number + 1}/{len(trials)}] {trial.name}: {outcome.status} {shown or outcome.reason}", flush=True)
-        outcomes.append(outcome)
-    return outcomes
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every sweep has; `outcomes_of` answers them."""
     parser.add_argument("--list", action="store_true", help="print the trials and their numbers; run nothing")
     parser.add_argument("--index", type=int, help="run this trial only, and write no report")
     parser.add_argument("--report", action="store_true", help="report what is there; run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time, each on its share of the cores")
 
 
 def outcomes_of(
     parser: argparse.ArgumentParser, args: argparse.Namespace, config: str, trials: Sequence[Trial]
 ) -> list[Outcome]:
     """Runs the trials asked for by `--index` and `--report`, or all, in the folder `args.out`."""
+    if not 1 <= args.jobs <= (os.cpu_count() or 1):
+        parser.error(f"--jobs: {args.jobs} is outside 1..{os.cpu_count()}, the cores of this machine")
     if args.index is not None:
         if not 0 <= args.index < len(trials):
             parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
         return run_all(config, [trials[args.index]], args.out)
     if args.report:
         return [outcome_of(trial, args.out, config) for trial in trials]
-    return run_all(config, trials, args.out)
+    return run_all(config, trials, args.out, args.jobs)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -75,7 +75,7 @@ def test_a_sweep_goes_on_after_a_failure_and_trains_nothing_twice(tmp_path, caps
     options += ["--arm=broken: model.d_model=-1", "--arm=good"]
     assert sweep.main([*options, "--list"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("1  good-seed0")
-    assert sweep.main(options) == 1
+    assert sweep.main([*options, "--jobs=2"]) == 1
     output = capsys.readouterr().out
     assert "broken-seed0: failed exit code 1: ConfigError: config.model.d_model" in output
     assert "good-seed0: finished bpb=" in output
