@@ -1,12 +1,12 @@
 """The picture of `experiments.curriculum_ablation`: every seed of every arm, and where in words the bits go."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 
+from experiments.arm_figure import arms_by_mean, draw_arms
 from experiments.sweep import Outcome, values_by_arm
 from fftlm_jax.training.figures import replace_figure
 from fftlm_jax.training.metrics import read_metrics
@@ -15,22 +15,16 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-_DOT, _MEAN = "#4477aa", "#cc3311"
 _PLACES = {"word_first": ("first bytes of words", "#cc3311"), "word_inner": ("inner bytes", "#4477aa")}
 _STYLES = ("-", "--")
 
 
 def draw(outcomes: Sequence[Outcome], folder: Path, file: Path, watched: Sequence[str]) -> None:
     """Left: final bpb, arms sorted by their mean, lower is better. Right: bpb by place in the word of two arms."""
-    table = {arm: values for arm, values in values_by_arm(outcomes, "bpb").items() if values}
-    arms = sorted(table, key=lambda arm: -statistics.fmean(table[arm].values()))
+    table = values_by_arm(outcomes, "bpb")
+    arms = arms_by_mean(table)
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 0.3 * len(arms) + 2), width_ratios=(3, 2))
-    for row, arm in enumerate(arms):
-        numbers = list(table[arm].values())
-        left.plot(numbers, [row] * len(numbers), "o", color=_DOT, ms=4, alpha=0.7)
-        left.plot(statistics.fmean(numbers), row, "|", color=_MEAN, ms=14, mew=2)
-    left.set_yticks(range(len(arms)), arms)
-    left.set_xlabel("held out (bits per byte)")
+    draw_arms(left, table, arms, "held out (bits per byte)")
     left.set_title("each seed (dots) and the mean (bar)")
     for arm, style in zip(watched, _STYLES):
         _places(right, [folder / o.trial.name / "metrics.jsonl" for o in outcomes if o.trial.arm == arm], arm, style)
@@ -38,8 +32,7 @@ def draw(outcomes: Sequence[Outcome], folder: Path, file: Path, watched: Sequenc
     right.set_ylabel("bits per byte, mean of the seeds")
     right.set_title("where in a word")
     right.legend()
-    for axis in (left, right):
-        axis.grid(alpha=0.25)
+    right.grid(alpha=0.25)
     replace_figure(figure, file)
 
 
