@@ -198,14 +198,22 @@ def values_by_arm(outcomes: Sequence[Outcome], metric: str) -> dict[str, dict[in
     return table
 
 
-def report(outcomes: Sequence[Outcome], metric: str, baseline: str) -> str:
-    """The table as Markdown: arms by rank, their mean, spread, and difference to the baseline on the same seeds."""
+def report(outcomes: Sequence[Outcome], metric: str, baseline: str, also: Sequence[str] = ()) -> str:
+    """The table as Markdown: arms by rank, their mean, spread, and difference to the baseline on the same seeds.
+
+    Args:
+        outcomes: of all trials.
+        metric: what ranks the arms, the lower the better.
+        baseline: the arm that the others are compared with.
+        also: further metrics whose difference to the baseline each row shows (the baseline's own shows its mean).
+    """
     rows = compare_arms(values_by_arm(outcomes, metric), baseline)
-    lines = [
-        f"| rank | arm | {metric}, mean | sd | seeds | minus `{baseline}` (95 % interval) |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [f"| {rank} | {row.arm} | {_cells(row)} |" for rank, row in enumerate(rows, start=1)]
+    further = [{row.arm: row for row in compare_arms(values_by_arm(outcomes, name), baseline)} for name in also]
+    head = f"| rank | arm | {metric}, mean | sd | seeds | minus `{baseline}` (95 % interval) |"
+    lines = [head + "".join(f" {name} |" for name in also), "|---" * (6 + len(also)) + "|"]
+    for rank, row in enumerate(rows, start=1):
+        others = "".join(f" {_difference(table[row.arm]) if row.arm in table else ''} |" for table in further)
+        lines.append(f"| {rank} | {row.arm} | {_cells(row)} |{others}")
     unfinished = [o for o in outcomes if o.status != "finished"]
     lines += ["", *(f"* {o.trial.name}: {o.status} {o.reason}".rstrip() for o in unfinished)]
     return "\n".join(lines).rstrip() + "\n"
@@ -213,10 +221,15 @@ def report(outcomes: Sequence[Outcome], metric: str, baseline: str) -> str:
 
 def _cells(row: Summary) -> str:
     sd = "" if row.sd is None else f"{row.sd:.4f}"
-    difference = "" if row.difference is None else f"{row.difference:+.4f}"
-    if row.interval is not None:
-        difference += f" ({row.interval[0]:+.4f} to {row.interval[1]:+.4f})"
-    return f"{row.mean:.4f} | {sd} | {row.count} | {difference}"
+    return f"{row.mean:.4f} | {sd} | {row.count} | {'' if row.difference is None else _difference(row)}"
+
+
+def _difference(row: Summary) -> str:
+    """The difference to the baseline with its interval; the baseline's own mean."""
+    if row.difference is None:
+        return f"{row.mean:.4f}"
+    interval = "" if row.interval is None else f" ({row.interval[0]:+.4f} to {row.interval[1]:+.4f})"
+    return f"{row.difference:+.4f}{interval}"
 
 
 def parse_arm(text: str) -> tuple[str, tuple[str, ...]]:

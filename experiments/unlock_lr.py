@@ -92,13 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_report(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """REPORT.md: final scores and what the loss did after the first raise, a pair of tables a setting; the picture."""
+    """REPORT.md, a table a setting: final scores, and what the loss did after the first raise; the picture."""
     scored = [with_first_raise(outcome, folder) for outcome in outcomes]
     text = ""
     for setting in (*SETTINGS, "ladder, misaligned, twice the LR"):
         here = [outcome for outcome in scored if outcome.trial.arm.startswith(f"{setting}:")]
-        for metric in ("bpb", "spike", "wobble"):
-            text += f"## {setting}: {metric}\n\n{report(here, metric, baseline(setting))}\n"
+        text += f"## {setting}\n\n{report(here, 'bpb', baseline(setting), ('spike', 'wobble', 'alternation'))}\n"
     write_results(scored, text, folder)
     draw(scored, folder, folder / "unlock_lr.png", SETTINGS)
 
