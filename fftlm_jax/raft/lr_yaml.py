@@ -1,0 +1,119 @@
+"""Cycle schedules as YAML: the card's three snippets and its siblings' names in, numbers that stay numbers out.
+
+PyYAML follows YAML 1.1, where `5e-5` is a string and only `5.0e-5` a number: both are read, and the latter is written.
+A schedule is written in one family of keys, below `training:` or at the top:
+
+    learning_rate                                  constant
+    base_learning_rate, lr_decay_factor            exponential (also as learning_rate, lr_decay_per_cycle)
+    learning_rate_schedule: {cycle_1: ..., ...}    manual
+    min_lr                                         the floor, beside any of them
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from fftlm_jax.config_checks import nearest
+from fftlm_jax.raft.cycle_lr import CycleLR
+
+_BASES = ("learning_rate", "base_learning_rate")
+_DECAYS = ("lr_decay_factor", "lr_decay_per_cycle")
+_KEYS = (*_BASES, *_DECAYS, "learning_rate_schedule", "min_lr")
+
+
+def from_yaml(text: str) -> CycleLR:
+    """Reads a schedule.
+
+    Raises:
+        ValueError: one sentence, for text that is no YAML, unknown keys (with the nearest known one), values that are
+            no numbers, two schedules at once, or none.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, Mapping) and set(content) == {"training"}:
+        content = content["training"]
+    if not isinstance(content, Mapping):
+        raise ValueError("a schedule is written as keys and values, such as learning_rate: 5.0e-5")
+    for key in content:
+        if key not in _KEYS:
+            raise ValueError(f"{key}: is no key of a schedule{nearest(str(key), _KEYS)}; they are {', '.join(_KEYS)}")
+    base, decay = _one_of(content, _BASES), _one_of(content, _DECAYS)
+    floor = number(content["min_lr"], "min_lr") if "min_lr" in content else 0.0
+    if "learning_rate_schedule" in content:
+        if base is not None or decay is not None:
+            raise ValueError("learning_rate_schedule: gives every cycle its rate; remove the other schedule")
+        return CycleLR("manual", rates=_rates(content["learning_rate_schedule"]), floor=floor)
+    if base is None:
+        raise ValueError("no schedule: write learning_rate, base_learning_rate or learning_rate_schedule")
+    if decay is None:
+        return CycleLR("constant", base, floor=floor)
+    return CycleLR("exponential", base, decay, floor=floor)
+
+
+def to_yaml(schedule: CycleLR, cycles: int) -> str:
+    """Writes a schedule so that `from_yaml` reads the same rates, to the last bit, for `cycles` cycles.
+
+    Kinds that the card has no keys for are written as the list of their rates.
+    """
+    lines = ["training:"]
+    if schedule.kind == "constant":
+        lines.append(f"  learning_rate: {float_text(schedule.base)}")
+    elif schedule.kind == "exponential":
+        lines.append(f"  base_learning_rate: {float_text(schedule.base)}")
+        lines.append(f"  lr_decay_factor: {float_text(schedule.decay)}")
+    else:
+        lines.append("  learning_rate_schedule:")
+        lines += [f"    cycle_{n}: {float_text(schedule(n))}" for n in range(1, cycles + 1)]
+    if schedule.floor:
+        lines.append(f"  min_lr: {float_text(schedule.floor)}")
+    return "\n".join(lines) + "\n"
+
+
+def float_text(value: float) -> str:
+    """The shortest text that YAML 1.1 and Python both read as exactly this float: 5e-05 becomes 5.0e-05."""
+    text = repr(float(value))
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa}{'' if '.' in mantissa else '.0'}{e}{exponent}" if e else text
+
+
+def number(value: Any, name: str) -> float:
+    """A number, also where YAML 1.1 made a string of it.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{name}: {value!r} is no number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name}: must be a finite number, not {value!r}")
+    return float(value)
+
+
+def _one_of(content: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
+    found = [name for name in names if name in content]
+    if len(found) > 1:
+        raise ValueError(f"{found[1]}: {found[0]} says the same; keep one of them")
+    return number(content[found[0]], found[0]) if found else None
+
+
+def _rates(content: Any) -> tuple[float, ...]:
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError("learning_rate_schedule: write a rate per cycle, cycle_1: 5.0e-5 and so on")
+    by_cycle = {}
+    for key, value in content.items():
+        match = re.fullmatch(r"cycle_([1-9][0-9]*)", str(key))
+        if not match:
+            raise ValueError(f"learning_rate_schedule.{key}: cycles are named cycle_1, cycle_2 and so on")
+        by_cycle[int(match[1])] = number(value, f"learning_rate_schedule.{key}")
+    missing = next((n for n in range(1, len(by_cycle) + 1) if n not in by_cycle), None)
+    if missing:
+        raise ValueError(f"learning_rate_schedule.cycle_{missing}: is missing; give every cycle up to the last a rate")
+    return tuple(by_cycle[n] for n in range(1, len(by_cycle) + 1))

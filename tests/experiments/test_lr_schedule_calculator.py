@@ -1,0 +1,76 @@
+"""The calculator of RAFT learning rates: the card's table, every option beside every other, refusals."""
+
+import json
+
+import pytest
+import yaml
+
+from experiments.lr_recommendations import recommendations
+from experiments.lr_schedule_calculator import main
+from experiments.lr_tables import decay_table, scientific
+
+
+@pytest.mark.parametrize(
+    "value,digits,expected",
+    (
+        (5e-5 * 0.7**2, 1, "2.5e-5"),
+        (5e-5 * 0.7**3, 2, "1.72e-5"),
+        (9.99e-5, 1, "1.0e-4"),
+        (1.0, 2, "1.00e0"),
+        (0.00015, 0, "2e-4"),
+    ),
+)
+def test_halves_are_rounded_up_in_decimal(value, digits, expected):
+    assert scientific(value, digits) == expected
+
+
+def test_the_cards_table():
+    rows = [line.split()[:4] for line in decay_table(5e-5).splitlines()[1:]]
+    assert rows == [
+        ["1.00", "5.0e-5", "5.0e-5", "5.0e-5"],
+        ["0.95", "5.0e-5", "4.5e-5", "4.1e-5"],
+        ["0.85", "5.0e-5", "3.6e-5", "2.6e-5"],
+        ["0.70", "5.0e-5", "2.5e-5", "1.2e-5"],
+    ]
+
+
+def test_everything_at_once(tmp_path, capsys):
+    options = ["--compare", "--visualize", "--yaml", "--json", "--recommendations", "--base-lr=8e-5", "--decay=0.9"]
+    assert main([*options, "--cycles=3", f"--output={tmp_path / 'plan.png'}"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("HYPOTHESES") and "constant    8.00e-5  8.00e-5  8.00e-5" in printed
+    assert "decay 0.90  8.00e-5  7.20e-5  6.48e-5" in printed
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    written = yaml.safe_load((tmp_path / "plan.yaml").read_text())
+    assert written == {"training": {"base_learning_rate": 8e-5, "lr_decay_factor": 0.9}}
+    rates = json.loads((tmp_path / "plan.json").read_text())
+    assert rates["constant"] == [8e-5] * 3 and rates["decay 0.90"][2] == 8e-5 * 0.9**2
+    assert set(rates) == {"constant", "decay 0.95", "decay 0.85", "decay 0.70", "decay 0.90"}
+
+
+def test_without_options_it_prints_the_schedule(capsys):
+    assert main(["--schedule=manual", "--rates=5e-5,4e-5", "--cycles=3"]) == 0
+    assert "manual    5.00e-5  4.00e-5  4.00e-5" in capsys.readouterr().out
+
+
+def test_recommendations_follow_the_base_and_say_what_they_are():
+    text = recommendations(1e-4)
+    assert text.startswith("HYPOTHESES") and "4.0e-4" in text and "RAFT, cycle 5  4.0e-5 to 6.0e-5" in text
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    (
+        (["--cycles=0"], "--cycles: must be at least 1"),
+        (["--base-lr=-1"], "above 0"),
+        (["--decay=0"], "must lie in"),
+        (["--decay=1.1"], "must lie in"),
+        (["--schedule=manual"], "at least one learning rate"),
+        (["--schedule=manual", "--rates=a"], "could not convert"),
+        (["--yaml", "--output=/nowhere/at/all"], "cannot be written"),
+    ),
+)
+def test_refusals(options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(options)
+    assert message in capsys.readouterr().err
