@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
 _POLL_SECONDS = 0.05
@@ -49,9 +48,10 @@ class Children:
         # Trials of an arm differ in their seed only: the second one need not compile again.
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache), "PYTHONPATH": str(_ROOT)}
         cores = self._free.pop()
-        options: dict[str, Any] = {"preexec_fn": lambda: os.sched_setaffinity(0, cores)} if cores else {}
         with log.open("a", encoding="utf-8") as file:
-            child = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, **options)
+            child = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        if cores:  # From outside, long before the child has threads: code between fork and exec may deadlock.
+            os.sched_setaffinity(child.pid, cores)
         self.running[number] = (child, cores, log)
 
     def wait(self) -> tuple[int, int]:
