@@ -81,6 +81,7 @@ def build_controller(config: Config) -> Controller:
         window=c.window,
         threshold=c.threshold,
         schedule=c.schedule,
+        confidence=c.confidence if c.test == "confidence" else None,
     )
     return Controller(rule, initial_cutoff(config, rule))
 
