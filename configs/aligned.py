@@ -55,6 +55,10 @@ def get_config() -> ConfigDict:
     # At a loss of 2.86, 0.005 per 25 steps is 0.57 nats per 1000 steps: late in a tooth this fires at nearly every
     # check. Raised too fast: make it smaller or the window longer.
     curriculum.threshold = 0.005
+    # What is held against the threshold: the improvement as seen (simple, the documents'), or its upper bound
+    # (confidence), which noise alone seldom brings below it. Noisy losses then need a much longer window to be raised.
+    curriculum.test = "simple"
+    curriculum.confidence = 0.95  # Of test "confidence", one-sided: the chance, at each check, not to raise too soon.
     curriculum.check_every = either("epoch")  # When the plateau rule is checked: "epoch", or a number of steps.
     curriculum.schedule = ((0, 128), (2, 256), (5, 512), (10, "full"))  # (first epoch, cutoff) of rule "schedule".
     curriculum.method = "cosine"  # cosine, minimum_phase, or signal (sees the future: refused unless harmless).

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from fftlm_jax.config_checks import Check, above, at_least, from_zero_below, key, nearest, one_of, within
+from fftlm_jax.config_checks import Check, above, at_least, below, from_zero_below, key, nearest, one_of, within
 from fftlm_jax.errors import ConfigError
 
 Cutoff = int | float | str
@@ -68,6 +68,8 @@ class CurriculumConfig:
     min_epoch: int = key(at_least(0))
     window: int = key(at_least(2))
     threshold: float = key()
+    test: str = key(one_of("simple", "confidence"))
+    confidence: float = key(at_least(0.5), below(1))
     check_every: int | str = key(
         lambda v: None if v == "epoch" or (isinstance(v, int) and v >= 1) else "must be 'epoch' or a number of steps"
     )

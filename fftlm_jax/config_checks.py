@@ -16,6 +16,10 @@ def above(low: float) -> Check:
     return lambda v: None if v > low else f"must be greater than {low}"
 
 
+def below(high: float) -> Check:
+    return lambda v: None if v < high else f"must be less than {high}"
+
+
 def within(low: float, high: float) -> Check:
     return lambda v: None if low <= v <= high else f"must lie in [{low}, {high}]"
 

@@ -9,7 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from fftlm_jax.curriculum.ladder import curriculum_cutoff, next_rung
-from fftlm_jax.curriculum.plateau import adaptive_cutoff, relative_improvement
+from fftlm_jax.curriculum.plateau import adaptive_cutoff, improvement_bound, relative_improvement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +26,20 @@ class Rule:
     threshold: float
     schedule: tuple[tuple[int, int | float | str], ...]
     spike_steps: int = 0  # Losses on either side of a raise whose means are compared; 0 compares nothing.
+    confidence: float | None = None  # Of the plateau rule's test; None is the simple one.
 
 
 class Raise(NamedTuple):
-    """One raise: the step it happened before, the cutoffs in bins, and the improvement that the plateau rule saw."""
+    """One raise: the step it happened before, the cutoffs in bins, and the improvement that the plateau rule saw.
+
+    `bound` is the upper bound of the improvement, where the rule goes by it.
+    """
 
     step: int
     old: int
     new: int
     improvement: float | None
+    bound: float | None = None
 
 
 class Spike(NamedTuple):
@@ -70,11 +75,13 @@ class Controller:
         if not self.is_due(step):
             return None
         epoch = step // self.rule.steps_per_epoch
-        improvement = None
+        improvement = bound = None
         if self.rule.name == "schedule":
             new = max(self.cutoff, curriculum_cutoff(epoch, self.rule.freq_bins, table=self.rule.schedule))
         else:
             improvement = relative_improvement(self.losses, self.rule.window)
+            if self.rule.confidence is not None:
+                bound = improvement_bound(self.losses, self.rule.window, self.rule.confidence)
             new, _ = adaptive_cutoff(
                 epoch,
                 self.cutoff,
@@ -84,10 +91,11 @@ class Controller:
                 min_epoch_before_raise=self.rule.min_epoch,
                 plateau_window=self.rule.window,
                 plateau_threshold=self.rule.threshold,
+                plateau_confidence=self.rule.confidence,
             )
         if new <= self.cutoff:
             return None
-        event = Raise(step, self.cutoff, new, improvement)
+        event = Raise(step, self.cutoff, new, improvement, bound)
         before = self.losses[-self.rule.spike_steps :] if self.rule.spike_steps else []
         self.loss_before = sum(before) / len(before) if before else None
         self.cutoff, self.losses = new, []
@@ -145,4 +153,4 @@ class Controller:
         self.cutoff = int(state["cutoff"])
         self.losses = [float(loss) for loss in state["losses"]]
         self.raises = [Raise(*event) for event in state["raises"]]
-        self.loss_before = state["loss_before"]
+        self.loss_before = state.get("loss_before")  # Older checkpoints have none.

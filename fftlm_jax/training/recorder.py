@@ -118,12 +118,14 @@ class Recorder:
             event="cutoff_raised",
             **{"from": raised.old, "to": raised.new},
             improvement=None if seen is None else round(seen, 6),
+            **({} if raised.bound is None else {"improvement_bound": round(raised.bound, 6)}),
             lr_before=lr_before,
             lr_after=lr_after,
         )
         why = "by schedule"
         if seen is not None:
-            why = f"improvement {seen:.1%} < {self.config.curriculum.threshold:.1%}"
+            at_most = "" if raised.bound is None else f", at most {raised.bound:.1%}"
+            why = f"improvement {seen:.1%}{at_most} < {self.config.curriculum.threshold:.1%}"
         factor = {1.0: "", "adaptive": f"a factor after {lr.spike_steps} steps"}.get(lr.factor, f"x {lr.factor}")
         answers = [_RESTART_WORDS[lr.restart], factor]
         answer = ", ".join(filter(None, answers)) or "unchanged"

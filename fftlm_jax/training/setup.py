@@ -82,6 +82,7 @@ def build_controller(config: Config) -> Controller:
         threshold=c.threshold,
         schedule=c.schedule,
         spike_steps=config.lr.spike_steps if config.lr.factor == "adaptive" else 0,
+        confidence=c.confidence if c.test == "confidence" else None,
     )
     return Controller(rule, initial_cutoff(config, rule))
 

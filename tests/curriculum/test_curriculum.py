@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fftlm_jax.curriculum import (
@@ -16,6 +17,7 @@ from fftlm_jax.curriculum import (
     adaptive_factor,
     answer_to_raise,
     curriculum_cutoff,
+    improvement_bound,
     next_rung,
     relative_improvement,
     resolve_ladder,
@@ -66,6 +68,67 @@ def test_relative_improvement(case, losses, window, expected):
 )
 def test_adaptive_cutoff(case, epoch, cutoff, losses, options, expected):
     assert adaptive_cutoff(epoch, cutoff, losses, 513, **options) == expected
+
+
+def noisy_fall(improvement: float, window: int, noise: float, seed: int, level: float = 2.0) -> np.ndarray:
+    """Losses on a straight line whose half means fall by exactly `improvement`, plus independent noise."""
+    half = window // 2
+    slope = improvement * level / half
+    line = level + slope * (half - 1) / 2 - slope * np.arange(window)
+    return line + noise * np.random.default_rng(seed).normal(size=window)
+
+
+def test_the_bound_without_noise_is_the_improvement():
+    for line in (noisy_fall(0.02, 50, 0.0, 0), noisy_fall(-0.01, 30, 0.0, 0), [0.0] * 30):
+        expected = relative_improvement(line, len(line))
+        assert improvement_bound(line, len(line), 0.99) == pytest.approx(expected, abs=1e-12)
+    assert improvement_bound(FLAT[:49], 50, 0.95) is None
+    with pytest.raises(ValueError, match="take 4 or more"):
+        improvement_bound(FLAT, 3, 0.95)
+
+
+def test_the_bound_grows_with_the_confidence_and_the_noise_but_not_with_the_fall():
+    losses = noisy_fall(0.0, 50, 0.05, seed=1)
+    bounds = [improvement_bound(losses, 50, c) for c in (0.5, 0.8, 0.95, 0.99)]
+    assert bounds[0] == pytest.approx(relative_improvement(losses, 50)) and bounds == sorted(bounds)
+    widths = []
+    for improvement, noise in ((0.0, 0.05), (0.05, 0.05), (0.0, 0.1)):
+        window = noisy_fall(improvement, 50, noise, seed=1)
+        widths.append(improvement_bound(window, 50, 0.95) - relative_improvement(window, 50))
+    assert widths[1] == pytest.approx(widths[0], rel=0.05) and widths[2] == pytest.approx(2 * widths[0], rel=0.05)
+
+
+@pytest.mark.parametrize("window", (10, 30, 100))
+def test_noise_raises_too_soon_no_oftener_than_the_confidence_allows(window):
+    """The true improvement lies just above the threshold, so every raise is false; the simple rule is a coin flip."""
+    trials, threshold = 2000, 0.005
+    falls = [noisy_fall(1.01 * threshold, window, 0.1, seed) for seed in range(trials)]
+
+    def rate(confidence):
+        options = {"plateau_window": window, "plateau_threshold": threshold, "plateau_confidence": confidence}
+        return np.mean([adaptive_cutoff(2, 128, losses, 513, **options)[1] for losses in falls])
+
+    three_errors = 3 * (0.05 * 0.95 / trials) ** 0.5
+    assert 0.05 - three_errors < rate(0.95) < 0.05 + three_errors
+    assert rate(0.8) < 0.2 + 3 * (0.2 * 0.8 / trials) ** 0.5
+    assert 0.46 < rate(None) < 0.54
+
+
+@pytest.mark.parametrize("confidence", (None, 0.95))
+def test_a_larger_threshold_never_raises_later(confidence):
+    losses = 2.0 + 1.5 * np.exp(-np.arange(600) / 100) + np.random.default_rng(0).normal(scale=0.002, size=600)
+    first = []
+    for threshold in (0.002, 0.005, 0.01, 0.02):
+        raises = drive(make_controller(window=50, threshold=threshold, confidence=confidence, min_epoch=0), losses)
+        first.append(raises[0][0])
+    assert first == sorted(first, reverse=True) and first[0] > first[-1]
+
+
+def test_the_confidence_rule_waits_where_noise_hides_the_fall():
+    losses = noisy_fall(0.004, 50, 0.1, seed=3)
+    assert relative_improvement(losses, 50) < 0.005 < improvement_bound(losses, 50, 0.95)
+    assert adaptive_cutoff(2, 128, losses, 513) == (256, True)
+    assert adaptive_cutoff(2, 128, losses, 513, plateau_confidence=0.95) == (128, False)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +258,15 @@ def test_the_upcoming_cutoff_is_what_the_next_raise_sets(name):
     assert controller.cutoff == 513 and controller.upcoming_cutoff() is None
 
 
-def test_state_survives_json_exactly_and_decides_alike():
+@pytest.mark.parametrize("confidence", (None, 0.95))
+def test_state_survives_json_exactly_and_decides_alike(confidence):
     losses = [2.0 + 0.1 / (i + 3) for i in range(100)]
-    straight, first = make_controller(), make_controller()
+    straight, first = make_controller(confidence=confidence), make_controller(confidence=confidence)
     expected = drive(straight, losses)
     events = []
     for step, loss in enumerate(losses):
         if step in (7, 21, 35):
-            second = make_controller()
+            second = make_controller(confidence=confidence)
             second.load_state_dict(json.loads(json.dumps(first.state_dict())))
             first = second
         event = first.check(step)
@@ -210,6 +274,13 @@ def test_state_survives_json_exactly_and_decides_alike():
         first.record(loss)
     assert events == expected and first.state_dict() == straight.state_dict()
     assert isinstance(first.raises[0], Raise)
+    assert all((event.bound is None) == (confidence is None) for event in first.raises)
+
+
+def test_a_state_saved_before_bounds_were_kept_is_read():
+    controller = make_controller()
+    controller.load_state_dict({"cutoff": 256, "losses": [2.0], "raises": [[20, 128, 256, 0.001]]})
+    assert controller.raises == [Raise(20, 128, 256, 0.001, None)]
 
 
 def test_a_spike_is_measured_once_between_equal_numbers_of_losses():

@@ -5,9 +5,13 @@ import random
 
 import pytest
 
+from fftlm_jax.curriculum import Raise
 from fftlm_jax.training.console import duration
 from fftlm_jax.training.curves import draw_curves
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
+from fftlm_jax.training.recorder import Recorder
+from fftlm_jax.training.run_directory import RunDirectory
+from tests.tiny import tiny
 
 
 def test_records_are_written_in_order_and_truncated_on_resume(tmp_path):
@@ -78,3 +82,16 @@ def test_curves_of_a_run_whose_objective_changed(tmp_path):
     for order in (records, records[2:] + records[:2]):
         draw_curves(order, tmp_path / "curves.png", "title")
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "bound,words,logged",
+    ((None, "(improvement 0.1% < 0.5%)", set()), (0.0041, "(improvement 0.1%, at most 0.4% < 0.5%)", {0.0041})),
+)
+def test_a_raise_says_what_was_held_against_the_threshold(tmp_path, capsys, bound, words, logged):
+    recorder = Recorder(tiny(curriculum__threshold=0.005), RunDirectory(tmp_path), (0, 0), 0)
+    recorder.raised(Raise(40, 4, 8, 0.001, bound), 1e-3, 1e-2)
+    recorder.close()
+    assert f"CUTOFF RAISED: 4 -> 8 {words}, LR" in capsys.readouterr().out
+    event = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert event["improvement"] == 0.001 and {v for k, v in event.items() if k == "improvement_bound"} == logged
