@@ -1,7 +1,7 @@
 """Advice about a config before it is run: what is legal, and yet unlikely to be meant. Never refuses.
 
-Stages against the raises that the curriculum could make, rungs that no raise could reach, and a threshold that the noise
-of the batches alone would pass. Left out: whether the learning rate itself fits, which only a run can tell.
+Stages against the raises that the curriculum could make, rungs that no raise could reach, and a threshold that the
+noise of the batches alone would pass. Left out: whether the learning rate itself fits, which only a run can tell.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from fftlm_jax.curriculum import Raise, Rule, earliest_raises
 from fftlm_jax.optim import Stage, sawtooth_lr, stages_in_steps
 from fftlm_jax.training.diagnostics import NOTE, WARNING, Finding
 from fftlm_jax.training.diagnostics.noise import EVEN_NOISE, LEARNED_LOSS, STDLIB_NOISE, improvement_error
-from fftlm_jax.training.diagnostics.pace import window_for
+from fftlm_jax.training.diagnostics.pace import way_out_of_noise
 from fftlm_jax.training.setup import build_controller
 
-# Of the peak. The documents' example of stages that stall finds 0.69 of it at its earliest raise, a stage of theirs that
-# raises meet at its border all of it, and one of 48 epochs two epochs after its border 0.99.
+# Of the peak. The documents' example of stages that stall finds 0.69 of it at its earliest raise, their aligned stages
+# all of it, and a single stage of 50 epochs 0.99.
 _NEAR_THE_PEAK = 0.9
 
 
@@ -28,7 +28,7 @@ def advice(config: Config) -> list[Finding]:
     raises = earliest_raises(rule, controller.cutoff, config.total_steps)
     findings: list[Finding] = []
     if rule.name == "plateau":
-        findings += [*_unreachable(config, rule, raises, controller.cutoff), *_noisy_threshold(config)]
+        findings += [*_unreachable(config, rule, raises, controller.cutoff), *_noisy_threshold(config, rule)]
     if config.lr.schedule == "sawtooth" and raises:
         # When the plateau rule raises again is for the losses to say; a schedule says it beforehand.
         findings += _misaligned_stages(config, raises[:1] if rule.name == "plateau" else raises)
@@ -73,8 +73,8 @@ def _misaligned_stages(config: Config, raises: list[Raise]) -> Iterator[Finding]
             "misaligned_stages",
             WARNING,
             raised.step,
-            f"{place}: the learning rate is at {found:.0%} of its peak then, at {last:.0%} in the stage's last epoch, and "
-            f"lr.restart={lr.restart} {lifted}: what the raise opens may not be learned",
+            f"{place}: the learning rate is at {found:.0%} of its peak then, at {last:.0%} in the stage's last epoch, "
+            f"and lr.restart={lr.restart} {lifted}: what the raise opens may not be learned",
             evidence,
             f"lr.stages: end that stage at epoch {raised.step / epoch:g}, or set lr.restart='tooth'",
         )
@@ -84,26 +84,22 @@ def _share_of_peak(step: int, stage: Stage, stages: tuple[Stage, ...]) -> float:
     return float(sawtooth_lr(step, stages, 1.0)) / stage.peak
 
 
-def _noisy_threshold(config: Config) -> Iterator[Finding]:
+def _noisy_threshold(config: Config, rule: Rule) -> Iterator[Finding]:
     """A threshold within the standard error that noise gives the improvement, as far as one can know beforehand."""
-    c, train = config.curriculum, config.train
+    windows = config.train.batch_size * config.train.accum_steps
     objective = "chunk" if config.objective.has_chunks else "next_byte"
     is_stdlib = config.data.source == "python_stdlib" and not config.data.path
-    noise = (STDLIB_NOISE if is_stdlib else EVEN_NOISE)[objective] / (train.batch_size * train.accum_steps) ** 0.5
-    error = improvement_error(noise, c.window, LEARNED_LOSS[objective])
-    if error < c.threshold:
+    noise = (STDLIB_NOISE if is_stdlib else EVEN_NOISE)[objective] / windows**0.5
+    error = improvement_error(noise, rule.window, LEARNED_LOSS[objective])
+    if error < rule.threshold:
         return
     known = "measured on the standard library" if is_stdlib else "that of an even text; yours may scatter more"
-    change = "curriculum.threshold: make it positive"
-    if c.threshold > 0:
-        change = f"curriculum.window={window_for(noise / LEARNED_LOSS[objective], c.threshold)}"
     yield Finding(
         "threshold_in_noise",
         WARNING,
         0,
-        f"curriculum.threshold={c.threshold:g} lies within the noise of what it is compared with (a standard error of "
-        f"{error:.2%} for {c.window} losses of {train.batch_size * train.accum_steps} windows, {known}): noise alone "
-        "raises the cutoff",
-        {"error": error, "threshold": c.threshold, "noise": noise},
-        change + (" (its error is then half the threshold)" if c.threshold > 0 else ""),
+        f"curriculum.threshold={rule.threshold:g} lies within the noise of what it is compared with (a standard error "
+        f"of {error:.2%} for {rule.window} losses of {windows} windows, {known}): noise alone raises the cutoff",
+        {"error": error, "threshold": rule.threshold, "noise": noise},
+        way_out_of_noise(rule, error),
     )

@@ -57,9 +57,8 @@ def report(findings: Iterable[Finding]) -> str:
         for finding in (f for f in found if f.severity == severity):
             lines.append(f"{severity}: {finding.rule}, step {finding.step}")
             lines.append(f"    {finding.text}")
-            lines.append(
-                f"    evidence: {', '.join(f'{name}={value:.4g}' for name, value in finding.evidence.items())}"
-            )
+            evidence = ", ".join(f"{name}={value:.4g}" for name, value in finding.evidence.items())
+            lines.append(f"    evidence: {evidence}")
             if finding.change:
                 lines.append(f"    change: {finding.change}")
     counts = {severity: sum(f.severity == severity for f in found) for severity in (WARNING, HEALTHY)}

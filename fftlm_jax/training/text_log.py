@@ -118,7 +118,8 @@ def read_text_log(file: Path, base_lr: float = DOCUMENTS_LR) -> TextLog:
         reader.read(line)
     if not any(record["kind"] == "train" for record in reader.records):
         raise UsageError(
-            f"{file} holds no line such as 'step 10/1000 loss=3.45 lr=2.0e-4 cutoff=256'; name a run directory or a log."
+            f"{file} holds no line such as 'step 10/1000 loss=3.45 lr=2.0e-4 cutoff=256'; name a run directory or a "
+            "text log."
         )
     return TextLog(reader.records, _facts(reader, base_lr))
 

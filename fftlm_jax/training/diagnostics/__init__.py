@@ -29,6 +29,20 @@ RULES = (
     repetitive_samples,
     noise_note,
 )
+# The names of all warnings that they give.
+WARNINGS = (
+    "oscillation",
+    "unrecovered_spike",
+    "low_learning_rate",
+    "slow_descent",
+    "raises_every_epoch",
+    "no_raise",
+    "threshold_in_noise",
+    "clipped_gradients",
+    "tiny_gradients",
+    "overfitting",
+    "repetitive_samples",
+)
 
 
 def diagnose(records: Sequence[Record], facts: Facts, samples: Iterable[tuple[int, str]] = ()) -> list[Finding]:

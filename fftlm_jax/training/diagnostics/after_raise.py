@@ -9,12 +9,12 @@ from fftlm_jax.training.diagnostics.noise import longest_alternation, mean_error
 from fftlm_jax.training.diagnostics.stream import Raised, Stream, Stretch, stretches
 
 # Four swings up and down in turn, each beyond 2.5 standard deviations of a difference: in white noise, five losses in a
-# row that lie 1.8 standard deviations high and low in turn, or 1 in 10^6 places.
+# row that lie 1.8 standard deviations high and low in turn; 3 in a million places, 13 with the heaviest tails measured.
 _SWINGS, _SWING_SIZE = 4, 2.5
 _BLOCKS = (1, 2, 5, 10)  # Losses averaged before looking, so that slower swings than step to step are seen as well.
 _LEVEL = 50  # Losses that make a level: the documents' plateau window.
 _SPIKE = 10  # Losses that make a spike.
-_SURE = 3.0  # Standard errors: 1 in 700 for a single one-sided look.
+_SURE = 4.0  # Standard errors, 1 in 30,000: the tails of small batches are heavier than a Gaussian's.
 _NOTABLE = 0.01  # Of the loss. Less would be significant in long runs, and of no importance.
 _LOW_LR = 1 / 3  # Of the peak. The documents' example is at a tenth; their own reductions leave half or more.
 _LRS = 10
@@ -29,9 +29,14 @@ def noise_of(stretch: Stretch, facts: Facts) -> float | None:
     return max(known, default=None)
 
 
-def swings_of(stretch: Stretch, noise: float) -> np.ndarray:
-    """The longest run of swings, up and down in turn, that noise does not explain; empty for fewer than four."""
-    best = np.array([])
+def swings_of(stretch: Stretch, facts: Facts) -> np.ndarray:
+    """The longest run of swings, up and down in turn, that noise does not explain; empty for fewer than four.
+
+    Noise grows while a model learns its first things, so the beginning of a run has no noise to compare with.
+    """
+    best, noise = np.array([]), noise_of(stretch, facts)
+    if noise is None or (stretch.raised is None and facts.assumed_noise is None):
+        return best
     for size in _BLOCKS:
         blocks = stretch.losses[: len(stretch.losses) // size * size].reshape(-1, size).mean(axis=1)
         run = longest_alternation(blocks, _SWING_SIZE * 2**0.5 * noise / size**0.5)
@@ -42,10 +47,9 @@ def swings_of(stretch: Stretch, noise: float) -> np.ndarray:
 def oscillation(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Loss that bounces up and down in turn, well above the noise before: steps too large for the new detail."""
     for stretch in stretches(stream, facts.curriculum.steps_per_epoch):
-        noise = noise_of(stretch, facts)
-        swings = swings_of(stretch, noise) if noise is not None else ()
+        swings = swings_of(stretch, facts)
         if len(swings):
-            size = float(np.abs(swings).mean())
+            size, noise = float(np.abs(swings).mean()), noise_of(stretch, facts)
             change = "lr.factor=0.5 (half the learning rate at a raise)" if stretch.raised else "lr.base: halve it"
             yield Finding(
                 "oscillation",

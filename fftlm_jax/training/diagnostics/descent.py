@@ -28,7 +28,7 @@ def smooth_descent(stream: Stream, facts: Facts) -> Iterator[Finding]:
     for stretch in stretches(stream, facts.curriculum.steps_per_epoch):
         noise = noise_of(stretch, facts)
         half = len(stretch.losses) // 2
-        if noise is None or not half or len(swings_of(stretch, noise)):
+        if noise is None or not half or len(swings_of(stretch, facts)):
             continue
         first, second = float(stretch.losses[:half].mean()), float(stretch.losses[half:].mean())
         if first - second > _SURE * mean_error(noise, half, len(stretch.losses) - half):

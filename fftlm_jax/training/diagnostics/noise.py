@@ -1,7 +1,7 @@
 """How much the loss scatters from step to step, and what can be told in spite of it.
 
 The model throughout: a recorded loss is a smooth curve plus white Gaussian noise of standard deviation `sd`, which
-comes from the texts of the batch. Measured (`python -m experiments.doctor_false_alarms`, see experiments/LOG.md): lag-one
+comes from the texts of the batch. Measured (`python -m experiments.doctor_false_alarms`, experiments/LOG.md): lag-one
 correlations lie within 0.14 of zero and kurtosis between 2.4 and 5; the noise of a learned model depends neither on the
 loss nor on the length of a window (128 to 512 bytes), but only on how many windows a step has.
 """
@@ -13,7 +13,7 @@ STDLIB_NOISE = {"next_byte": 0.45, "chunk": 0.80}  # Python's standard library, 
 EVEN_NOISE = {"next_byte": 0.13, "chunk": 0.23}  # TinyShakespeare, an even text; the chunk's by the ratio above.
 LEARNED_LOSS = {"next_byte": 2.0, "chunk": 4.8}  # Nats, of the runs measured when the noise had settled.
 
-FEWEST_LOSSES = 40  # For a measured noise: 20 % of uncertainty.
+FEWEST_LOSSES = 40  # For a measured noise: it is known to 15 % then.
 _MIDDLE = 3.290  # The middle 90 % of a Gaussian lie within this many standard deviations.
 
 
@@ -39,15 +39,17 @@ def mean_error(noise: float, *counts: int) -> float:
 
 
 def longest_alternation(values: np.ndarray, least: float) -> np.ndarray:
-    """The longest run of neighbouring differences that alternate in sign, each of size `least` or more; may be empty."""
-    best: list[float] = []
-    run: list[float] = []
-    for swing in np.diff(values):
-        if abs(swing) < least:
-            run = []
-        elif run and run[-1] * swing < 0:
-            run = [*run, swing]
-        else:
-            run = [swing]
-        best = run if len(run) > len(best) else best
-    return np.array(best)
+    """The longest run of neighbouring differences, each of size `least` or more, that alternate in sign (two at least).
+
+    Empty if there is none.
+    """
+    swings = np.diff(values)
+    is_big = np.abs(swings) >= least
+    # Entry i: whether swing i + 1 turns swing i around.
+    turns = is_big[1:] & is_big[:-1] & (swings[1:] * swings[:-1] < 0)
+    ends = np.flatnonzero(~np.concatenate([[False], turns, [False]]))
+    lengths = np.diff(ends) - 1
+    longest = int(np.argmax(lengths)) if len(lengths) else 0
+    if not len(lengths) or lengths[longest] == 0:
+        return np.array([])
+    return swings[ends[longest] : ends[longest] + lengths[longest] + 1]

@@ -1,9 +1,11 @@
 """Rules about when cutoffs are raised: too fast, too slow, by noise alone, and at a healthy pace."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from fftlm_jax.curriculum import Rule
 from fftlm_jax.training.diagnostics.finding import HEALTHY, NOTE, WARNING, Facts, Finding
 from fftlm_jax.training.diagnostics.noise import improvement_error, mean_error, measured_noise
 from fftlm_jax.training.diagnostics.stream import Stream
@@ -50,11 +52,12 @@ def no_raise(stream: Stream, facts: Facts) -> Iterator[Finding]:
     end = stream.steps[-1]
     middle, begin = (end - n * rule.steps_per_epoch for n in (_FLAT_EPOCHS / 2, _FLAT_EPOCHS))
     first, second = (stream.losses[stream.rows(*span)] for span in ((begin, middle), (middle, end)))
-    if not len(first) or not len(second):
+    if min(len(first), len(second)) < 2:
         return
-    noise = measured_noise(stream.losses[stream.rows(begin, end)]) or facts.assumed_noise
+    # About the means of the halves, and so with their trends: an upper bound, for logs of a line an epoch as well.
+    noise = float(np.concatenate([first - first.mean(), second - second.mean()]).std())
     improvement = float(1 - second.mean() / first.mean())
-    surely = improvement + 2 * mean_error(noise or 0.0, len(first), len(second)) / float(first.mean())
+    surely = improvement + 2 * mean_error(noise, len(first), len(second)) / float(first.mean())
     if surely < _FLAT:
         blocked = end <= rule.min_epoch * rule.steps_per_epoch
         change = f"curriculum.threshold={2 * rule.threshold:g} (a larger threshold raises sooner)"
@@ -89,9 +92,6 @@ def threshold_in_noise(stream: Stream, facts: Facts) -> Iterator[Finding]:
     error = improvement_error(noise, rule.window, loss)
     if error < rule.threshold:
         return
-    change = "curriculum.threshold: make it positive"
-    if rule.threshold > 0:
-        change = f"curriculum.window={window_for(noise / loss, rule.threshold)} (its error is then half the threshold)"
     yield Finding(
         "threshold_in_noise",
         WARNING,
@@ -99,13 +99,17 @@ def threshold_in_noise(stream: Stream, facts: Facts) -> Iterator[Finding]:
         f"the plateau rule's improvement has a standard error of {error:.2%} (losses scatter by {noise:.3f}), no less "
         f"than the threshold of {rule.threshold:.2%}: noise alone raises the cutoff",
         {"error": error, "threshold": rule.threshold, "noise": noise},
-        change,
+        way_out_of_noise(rule, error),
     )
 
 
-def window_for(relative_noise: float, threshold: float) -> int:
-    """The smallest even window whose improvement has a standard error of half a (positive) threshold."""
-    return 2 * int(np.ceil((4 * relative_noise / threshold) ** 2 / 2))
+def way_out_of_noise(rule: Rule, error: float) -> str:
+    """A change that makes the threshold twice the standard error of what it is compared with, now `error`."""
+    if rule.threshold > 0:
+        window = 2 * math.ceil((2 * error / rule.threshold) ** 2 * rule.window / 2)
+        if window <= rule.steps_per_epoch:
+            return f"curriculum.window={window} (its error is then half the threshold)"
+    return f"curriculum.threshold={2 * error:.1g} (twice the error; it raises sooner, but not by noise)"
 
 
 def noise_note(stream: Stream, facts: Facts) -> Iterator[Finding]:

@@ -52,7 +52,7 @@ class Stretch(NamedTuple):
         return f"after the raise {self.raised.old} -> {self.raised.new} at step {self.begin}"
 
 
-_LOSSES_BEFORE = 200  # Enough for a standard deviation within 5 %, few enough to lie near the raise.
+_LOSSES_BEFORE = 200  # Enough for a standard deviation within 7 %, few enough to lie near the raise.
 
 
 def read_stream(records: Sequence[Record], samples: Iterable[tuple[int, str]] = ()) -> Stream:
