@@ -1,6 +1,6 @@
 """`curves.png`: losses in bits per byte, learning rate, cutoff and gradient norm over steps, raises marked.
 
-Under Muon also rho, the radial part of its gradients.
+Under Muon also rho, the radial part of its gradients. Warnings are marked where what they warn of begins.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-_TRAIN, _CHUNK, _EVAL, _RAISE = "#4477aa", "#228833", "#cc3311", "#999933"
+_TRAIN, _CHUNK, _EVAL, _RAISE, _WARNING = "#4477aa", "#228833", "#cc3311", "#999933", "#aa3377"
 _SMOOTHING_WINDOWS = 100  # The loss line is smoothed over a hundredth of the run.
 
 
@@ -63,8 +63,31 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
             rotation=90,
             va="top",
         )
+    _mark_warnings(axes[0], [r for r in records if r.get("event") == "warning"])
     figure.suptitle(title)
     replace_figure(figure, file)
+
+
+def _mark_warnings(axis: Axes, warnings: Sequence[Record]) -> None:
+    """A triangle at the top where what is warned of begins, and the names of the rules beside it."""
+    names: dict[int, list[str]] = {}
+    for event in warnings:
+        names.setdefault(event["at"], []).append(event["rule"])
+    left, right = axis.get_xlim()
+    for step, rules in names.items():
+        is_late = step > left + 0.75 * (right - left)  # The names must not leave the picture.
+        axis.plot(step, 1.0, "v", color=_WARNING, transform=axis.get_xaxis_transform(), clip_on=False)
+        axis.annotate(
+            "\n".join(rules),
+            (step, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-10 if is_late else 10, -8),
+            textcoords="offset points",
+            fontsize=7,
+            color=_WARNING,
+            ha="right" if is_late else "left",
+            va="top",
+        )
 
 
 def _draw_rho(axis: Axes, radial: Sequence[Record]) -> None:

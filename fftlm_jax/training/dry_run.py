@@ -9,7 +9,9 @@ from fftlm_jax.config import to_dict
 from fftlm_jax.model import build
 from fftlm_jax.optim import label_params, path_string
 from fftlm_jax.training import setup
+from fftlm_jax.training.advice import advice
 from fftlm_jax.training.compiler import StepVariant
+from fftlm_jax.training.watch import words
 
 
 def dry_run(values: Mapping[str, Any]) -> None:
@@ -22,6 +24,8 @@ def dry_run(values: Mapping[str, Any]) -> None:
     corpus = setup.load_run_corpus(config)
     for section, keys in to_dict(config).items():
         print(f"{section}: {keys}")
+    for finding in advice(config):
+        print(f"\n{words(finding)}")
     print(f"\n{corpus.description}")
     graph, params = build(config.model)
     print(_parameter_table(params))

@@ -17,7 +17,9 @@ from fftlm_jax.training.console import Console, duration
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.radial_record import radial_record
 from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.training.samples import read_samples, sample_entry
 from fftlm_jax.training.step import StepMetrics, trained
+from fftlm_jax.training.watch import Watch
 
 _RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
 _WATCHED_STEPS = 100  # After a raise: with b2 = 0.95 the first updates are twice too large, 1.5 times after 10 steps.
@@ -38,6 +40,7 @@ class Recorder:
         self.first_step = first_step
         self.console = Console(directory.log)
         self.log = MetricsLog(directory.metrics, directory.tensorboard, sizes[0], first_step)
+        self.watch = Watch(config, self.log, self.console)
         if directory.samples.exists():
             os.truncate(directory.samples, min(sizes[1], directory.samples.stat().st_size))
 
@@ -64,6 +67,8 @@ class Recorder:
             self.console.say(f"weights from {self.config.init.checkpoint}, starting at cutoff {cutoff}")
         if self.config.objective.is_frozen:
             self.console.say(f"the backbone is frozen: the head alone learns, at cutoff {cutoff}; no curriculum")
+        if not resumed:
+            self.watch.begin()
 
     def changed(self, event: str, step: int, changes: dict[str, tuple[Any, Any]]) -> None:
         """What a resumed run does not share with its past: `config_changed` (on request) or `environment_changed`."""
@@ -174,7 +179,7 @@ class Recorder:
         )
 
     def evaluated(self, done: int, scores: dict[str, Any], cutoff: int, train_seconds: float, sample: bytes) -> None:
-        """Held-out scores, a sample, and the picture redrawn with them."""
+        """Held-out scores, a sample, what the rules find, and the picture redrawn with them."""
         self.log.write("eval", done, **scores, train_seconds=round(train_seconds, 2))
         self.log.scalars("eval", done, **_numbers(scores))
         self.log.scalars("bpb_by_word_place", done, **scores["bpb_by_word_place"])
@@ -185,14 +190,15 @@ class Recorder:
         if self.config.sample.bytes:
             with self.directory.samples.open("a", encoding="utf-8") as file:
                 text = sample.decode("utf-8", errors="backslashreplace")
-                head = f"=== step {done}, cutoff {cutoff}, bpb {scores['bpb']:.3f}"
-                file.write(f"{head}\n{self.config.sample.prompt}{text}\n\n")
+                file.write(sample_entry(done, cutoff, scores["bpb"], self.config.sample.prompt + text))
         self.log.flush()
+        records = read_metrics(self.directory.metrics)
+        records += self.watch.look(done, records, read_samples(self.directory.samples))
         # Late: matplotlib takes a second to import, which a refused run should not wait for.
         from fftlm_jax.training.curves import draw_curves
 
         title = f"{self.directory.root.name}: step {done}/{self.config.total_steps}, bpb {scores['bpb']:.3f}"
-        draw_curves(read_metrics(self.directory.metrics), self.directory.curves, title)
+        draw_curves(records, self.directory.curves, title)
 
     def epoch_ended(
         self, done: int, average_loss: float, scores: dict[str, Any], cutoff: int, lr: float, seconds: float
