@@ -3,9 +3,8 @@
     python -m experiments.curriculum_ablation --out=runs/curriculum_ablation --seeds=5 --jobs=2
 
 Every arm sees the same data under the documents' learning rate (stages of 2, 3 and the rest, a restart at every raise)
-for the same number of steps. Masking a spectrum costs nothing, so for most arms equal steps are equal seconds; where a
-step costs something else (`--step_times` measures it, interleaved) an arm is run again with the steps that the base's
-seconds hold. Two arms are evaluated at every epoch, and all others before every raise, with the first and the inner
+for the same number of steps. A mask, a filter of kernels and a change of their basis cost next to nothing, so equal steps
+are equal seconds: `--step_times` measures that, interleaved. Two arms are evaluated at every epoch, and all others before every raise, with the first and the inner
 bytes of words apart: the documents say that a quarter of the band teaches characters, half of it words, all of it
 spelling. The folder gets REPORT.md, trials.json, samples of what each cutoff writes, and a picture.
 """
@@ -28,7 +27,6 @@ from fftlm_jax.training.run_directory import environment
 
 CONFIG = "configs/curriculum_trial.py"
 BASE = "none"
-_EPOCHS = 12
 Overrides = dict[str, Any]
 
 _NONE = {"curriculum.rule": "none"}
@@ -60,8 +58,8 @@ ARMS: dict[str, Overrides] = {
     },
     "2/5/10, one stage": {**_ONE_STAGE, **_NO_ANSWER},
 }
-# Whose step may cost something else than the base's: run again at equal seconds.
-OTHER_COST = ("minimum phase, 2/5/10", "tap parameters")
+# Steps that might cost something else than the base's: at its lowest cutoff, with filtered kernels, in another basis.
+_TIMED = ("schedule 2/5/10", "minimum phase, 2/5/10", "tap parameters")
 _WATCHED = (BASE, "schedule 2/5/10")
 _ROUNDS = 25
 
@@ -75,35 +73,23 @@ def config_of(overrides: Overrides) -> Config:
     return read_config(values)
 
 
-def measure_steps() -> dict[str, float]:
-    """Milliseconds of a training step of the base, of a quarter of its band and of the others, interleaved; medians."""
-    kinds = {BASE: ARMS[BASE], "quarter band": {}, **{arm: ARMS[arm] for arm in OTHER_COST}}
-    times = bench.interleaved({name: bench.training_step(config_of(o)) for name, o in kinds.items()}, _ROUNDS)
-    return {name: round(statistics.median(values), 3) for name, values in times.items()}
+def measure_steps() -> bench.Row:
+    """Milliseconds of training steps, all taking turns, and their ratios to the base's (median and range)."""
+    steps = {arm: bench.training_step(config_of(ARMS[arm])) for arm in (BASE, *_TIMED)}
+    return bench.compare(f"training step of {CONFIG}", steps, _ROUNDS)
 
 
-def trials(seeds: int, step_ms: dict[str, float]) -> list[Trial]:
-    """Every arm at equal steps, and those of other cost at equal seconds; seeds slowest."""
+def trials(seeds: int) -> list[Trial]:
+    """Every arm, seeds slowest."""
     found = []
     look = {"eval.before_raise": True, "sample.bytes": 96}
     per_epoch = curriculum_trial.get_config().train.steps_per_epoch
     for seed in range(seeds):
         for arm, overrides in ARMS.items():
             every = {"eval.every": per_epoch} if arm in _WATCHED else {}
-            found.append(_trial(arm, {**overrides, **look, **every}, seed))
-        for arm in OTHER_COST:
-            steps = round(per_epoch * step_ms[BASE] / step_ms[arm])
-            length = {
-                "train.steps_per_epoch": steps,
-                "eval.every": _EPOCHS * steps,
-                "checkpoint.every": _EPOCHS * steps,
-            }
-            found.append(_trial(f"{arm}, equal seconds", {**ARMS[arm], **look, **length}, seed))
+            settings = {**overrides, **look, **every}
+            found.append(Trial(arm, tuple(f"{key}={value}" for key, value in settings.items()), seed))
     return found
-
-
-def _trial(arm: str, overrides: Overrides, seed: int) -> Trial:
-    return Trial(arm, tuple(f"{key}={value}" for key, value in overrides.items()), seed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,19 +99,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--step_times", action="store_true", help="measure the steps, on quiet cores; run nothing else")
+    parser.add_argument("--step_times", action="store_true", help="measure the steps, on quiet cores; train nothing")
     add_options(parser)
     args = parser.parse_args(arguments)
-    measured = args.out / "step_ms.json"
-    if args.step_times or not (measured.exists() or args.report):
-        args.out.mkdir(parents=True, exist_ok=True)
-        measured.write_text(json.dumps({"environment": environment(), "step_ms": measure_steps()}, indent=1) + "\n")
-        print(measured.read_text())
     if args.step_times:
+        print(json.dumps({"environment": environment(), **measure_steps()}, indent=1))
         return 0
-    if not measured.exists():
-        parser.error(f"--report: {measured} is missing; nothing was run there")
-    planned = trials(args.seeds, json.loads(measured.read_text())["step_ms"])
+    planned = trials(args.seeds)
     if args.list:
         print(listing(planned))
         return 0

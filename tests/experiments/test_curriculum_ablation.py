@@ -1,4 +1,4 @@
-"""The curriculum's experiment: valid arms, equal seconds where a step costs something else, and the table of places."""
+"""The curriculum's experiment: valid arms, and the table of places in words."""
 
 import json
 
@@ -7,8 +7,6 @@ import pytest
 from experiments import curriculum_ablation as ablation
 from experiments.sweep import Outcome, Trial
 
-STEP_MS = {ablation.BASE: 10.0, **{arm: 20.0 for arm in ablation.OTHER_COST}}
-
 
 @pytest.mark.parametrize("arm", ablation.ARMS)
 def test_every_arm_is_a_valid_config(arm):
@@ -16,12 +14,9 @@ def test_every_arm_is_a_valid_config(arm):
     assert config.total_steps == 600
 
 
-def test_a_step_that_costs_twice_as_much_gets_half_the_steps():
-    planned = {trial.arm: trial for trial in ablation.trials(1, STEP_MS)}
-    assert len(planned) == len(ablation.ARMS) + len(ablation.OTHER_COST)
-    for arm in ablation.OTHER_COST:
-        assert "train.steps_per_epoch=25" in planned[f"{arm}, equal seconds"].overrides
-        assert not any(o.startswith("train.") for o in planned[arm].overrides)
+def test_two_arms_are_looked_at_in_every_epoch():
+    watched = {trial.arm for trial in ablation.trials(1) if "eval.every=50" in trial.overrides}
+    assert watched == set(ablation._WATCHED) and len(ablation.trials(2)) == 2 * len(ablation.ARMS)
 
 
 def test_the_table_shows_each_cutoff_just_before_it_is_left(tmp_path):
