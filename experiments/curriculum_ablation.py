@@ -4,7 +4,7 @@
 
 Every arm sees the same data under the documents' learning rate (stages of 2, 3 and the rest, a restart at every raise)
 for the same number of steps. A mask, a filter of kernels and a change of their basis cost next to nothing, so equal
-steps are equal seconds: `--step_times` measures that, interleaved. Two arms are evaluated at every epoch, and all others
+steps are equal seconds: `--step_times` measures that, interleaved. Two arms are evaluated at every epoch, all others
 before every raise, with the first and the inner bytes of words apart: the documents say that a quarter of the band
 teaches characters, half of it words, all of it spelling. The folder gets REPORT.md, trials.json, samples of what each
 cutoff writes, and a picture.
