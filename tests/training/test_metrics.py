@@ -58,11 +58,16 @@ def test_curves_are_drawn_of_any_stage_of_a_run(tmp_path):
     evaluation = {"kind": "eval", "step": 100, "bpb": 4.0, "loss": 3.0, "chunk_bpb": 5.0}
     raised = {"kind": "event", "event": "cutoff_raised", "step": 50, "from": 128, "to": 256}
     halted = {"kind": "train", "step": 200, "loss": None, "nonfinite": True}
+    warnings = [
+        {"kind": "event", "event": "warning", "step": 100, "rule": rule, "at": at}
+        for rule, at in (("oscillation", 50), ("low_learning_rate", 50), ("tiny_gradients", 190))
+    ]
     sizes = set()
-    for records in ([], train[:1], [*train, evaluation], [*train, evaluation, raised, halted]):
+    last = [*train, evaluation, raised, halted]
+    for records in ([], train[:1], [*train, evaluation], last, [*last, *warnings]):
         draw_curves(records, tmp_path / "curves.png", "title")
         sizes.add((tmp_path / "curves.png").stat().st_size)
-    assert len(sizes) == 4, "every record leaves a mark"
+    assert len(sizes) == 5, "every record leaves a mark"
 
 
 @pytest.mark.parametrize("seconds,text", ((4.6, "5s"), (185, "3m05s"), (7380, "2h03m")))

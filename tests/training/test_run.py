@@ -109,7 +109,7 @@ def test_killed_at_random_and_resumed_is_the_same_run(arguments, straight, tmp_p
         [
             without_times(r)
             for r in read_metrics(w / "metrics.jsonl")
-            if r["kind"] != "event" or r["event"] == "cutoff_raised"
+            if r["kind"] != "event" or r["event"] in ("cutoff_raised", "warning")
         ]
         for w in (straight[0], workdir)
     )
