@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
     c.curriculum.update(rule="none", ladder=(0.25, 0.5, "full"))
     c.lr.update(base=3e-3, stages=(("rest", 1.0, 1.0),))
     c.optim.clip = 1e9
-    c.train.update(batch_size=8, accum_steps=1, steps_per_epoch=100, epochs=6, log_every=50)
-    c.eval.update(every=600, batch_size=32, max_bytes=131072)
-    c.checkpoint.every = 600
+    c.train.update(batch_size=16, accum_steps=1, steps_per_epoch=100, epochs=4, log_every=50)
+    c.eval.update(every=400, batch_size=32, max_bytes=131072)
+    c.checkpoint.every = 400
     c.sample.bytes = 0
     return c

@@ -141,15 +141,20 @@ def draw(found: Sequence[tuple[str, Sequence[Cell], int]], file: Path) -> None:
         ("step of the raise (mean; never = end)", mean_raise),
         ("median delay behind the plateau (steps)", lambda cell, end: np.median(cell.delay)),
     )
-    figure, axes = plt.subplots(len(found), 3, figsize=(13, 3.4 * len(found)), squeeze=False)
+    figure, axes = plt.subplots(len(found), 3, figsize=(9.6, 2.7 * len(found)), squeeze=False)
     for row, (name, cells, end) in zip(axes, found, strict=True):
         for axis, (label, value) in zip(row, panels, strict=True):
             _panel(axis, [(c, value(c, end)) for c in cells])
-            axis.set_ylabel(label)
+            axis.set_ylabel(label, fontsize=9)
+        for window in WINDOWS:
+            begins = {c.threshold: c.plateau for c in cells if c.window == window and c.plateau}
+            row[1].plot(begins.keys(), begins.values(), ":", color=_COLORS[window], label="true plateau begins")
         row[0].set_ylim(-0.05, 1.05)
         row[1].set_ylim(bottom=0)
         row[1].set_title(name)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 2].set_ylim(top=1.7 * axes[0, 2].get_ylim()[1])
+    axes[0, 2].legend(fontsize=7, loc="upper right")
+    axes[0, 1].legend(*([item[-1]] for item in axes[0, 1].get_legend_handles_labels()), fontsize=7)
     for axis in axes[-1]:
         axis.set_xlabel("threshold")
     replace_figure(figure, file)

@@ -15,16 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.landscape import batch_loss
 from fftlm_jax.command_line import run_command
 from fftlm_jax.config import Config
 from fftlm_jax.data import TrainingWindows
-from fftlm_jax.model import build, score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.optim import MUON_GROUPS, group_of, path_string
 from fftlm_jax.training import saved_run
 from fftlm_jax.training.saved_run import SavedRun
 from fftlm_jax.training.setup import load_run_corpus
-from fftlm_jax.training.step import objective_loss
 
 
 def matrices(params: Params) -> dict[str, jax.Array]:
@@ -36,18 +35,13 @@ def matrices(params: Params) -> dict[str, jax.Array]:
 def gradients(saved: SavedRun, batches: int) -> dict[str, np.ndarray]:
     """Gradients of `batches` mini-batches of the training text, by path: [batches, layers, in, out]."""
     config: Config = saved.config
-    graph, _ = build(config.model)
+    loss = batch_loss(config, saved.low_pass)
     corpus = load_run_corpus(config)
     windows = TrainingWindows(corpus.train, config.model.seq_len, config.model.chunk, config.seed + 1)
 
     @jax.jit
     def gradient(windows_BW: jax.Array) -> dict[str, jax.Array]:
-        def loss(params: Params) -> jax.Array:
-            chunks = {"with_chunk": config.objective.has_chunks, "last_only": config.objective.is_last_only}
-            scores = score(graph, params, windows_BW, saved.low_pass, chunk=config.model.chunk, **chunks)
-            return objective_loss(config, scores)[0]
-
-        return matrices(jax.grad(loss)(saved.params))
+        return matrices(jax.grad(loss)(saved.params, windows_BW))
 
     size = config.train.accum_steps * config.train.batch_size
     found = [jax.device_get(gradient(jnp.asarray(windows.batch(i * size, 1, size)[0]))) for i in range(batches)]
