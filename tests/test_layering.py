@@ -16,7 +16,7 @@ LEVELS = {
     "config": 1, "config_rules": 1, "spectral": 1,
     "model": 2, "optim": 2, "data": 2, "curriculum": 2,
     "training": 3, "generation": 3,
-    "evaluation_figure": 4, "evaluate": 5,
+    "evaluation": 4, "evaluate": 5,
 }  # fmt: skip
 # Peers that may know each other: the rules are part of the config, a run writes samples, a sampler opens runs.
 PEERS = {("config", "config_rules"), ("config_rules", "config"), ("training", "generation"), ("generation", "training"),
