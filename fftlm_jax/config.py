@@ -231,6 +231,22 @@ def read_config(values: Mapping[str, Any], *, with_data: bool = True) -> Config:
     return Config(**sections)
 
 
+def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """The section `model` alone, checked as `read_config` checks it.
+
+    Raises:
+        ConfigError: with every fault found.
+    """
+    from fftlm_jax.config_rules import faults_between_keys
+
+    faults: list[str] = []
+    model = _read_section(ModelConfig, values, "model.", faults)
+    faults += faults_between_keys({"model": model})
+    if faults:
+        raise ConfigError(faults)
+    return model
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of a config, as `config.json` stores it (tuples become lists there)."""
     return dataclasses.asdict(config)

@@ -1,10 +1,11 @@
-"""`python -m fftlm_jax.evaluate RUN_DIR`: how well a saved run predicts held-out text, and where in a window it does.
+"""`python -m fftlm_jax.evaluate RUN_DIR`: how well a saved run predicts held-out text, and what it writes itself.
 
     python -m fftlm_jax.evaluate runs/quickstart
-    python -m fftlm_jax.evaluate runs/quickstart --step=last --text=other.txt
+    python -m fftlm_jax.evaluate runs/quickstart --step=last --text=other.txt --generate=0
 
-Prints bits per byte, of next-byte prediction and of chunks at once, by position in the window and by offset in the
-chunk; writes the numbers and a picture into the run directory (evaluation_<step>.json and .png).
+Prints bits per byte, of next-byte prediction and of chunks at once, by position in the window, by offset in the chunk
+and by length of context; of generated text, how much is copied from the training text and how much repeats, beside
+the same of real text. Writes the numbers and a picture into the run directory (evaluation_<step>.json and .png).
 """
 
 import argparse
@@ -16,25 +17,16 @@ from typing import Any
 import numpy as np
 
 from fftlm_jax.command_line import run_command
-from fftlm_jax.data import evaluation_batches
-from fftlm_jax.errors import CheckpointError, SaveError, UsageError
-from fftlm_jax.evaluation_figure import draw
+from fftlm_jax.data import Corpus, evaluation_batches
+from fftlm_jax.errors import CheckpointError, DataError, SaveError, UsageError
+from fftlm_jax.evaluation.figure import draw
+from fftlm_jax.evaluation.generated import SHORTEST_TEXT, generate
+from fftlm_jax.evaluation.report import context_results, generated_results, results, table
 from fftlm_jax.model import build
-from fftlm_jax.model.word_places import WORD_PLACES
 from fftlm_jax.training import saved_run
-from fftlm_jax.training.evaluation import (
-    Tally,
-    bpb_by_position,
-    bpb_by_range,
-    bpb_by_word_place,
-    chunk_bpb_by_offset,
-    make_evaluate,
-    summary,
-)
+from fftlm_jax.training.evaluation import Tally, make_evaluate
 from fftlm_jax.training.saved_run import SavedRun
 from fftlm_jax.training.setup import load_run_corpus
-
-_RANGES = 8  # Rows of the table of positions.
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,46 +46,6 @@ def tally_of(saved: SavedRun, text: np.ndarray) -> Tally:
     return evaluate(saved.params, batches)
 
 
-def results(saved: SavedRun, tally: Tally, text_bytes: int) -> dict[str, Any]:
-    """Everything about one evaluation, as JSON takes it; positions and offsets count from 1 byte ahead of the input."""
-    found: dict[str, Any] = {
-        "step": saved.step,
-        "text_bytes": text_bytes,
-        "next_bytes_scored": int(tally.next_byte_count_T.sum()),
-        **{name: round(value, 6) for name, value in summary(tally, saved.config.objective).items()},
-        "bpb_by_position": _rounded(bpb_by_position(tally)),
-        "bpb_by_word_place": dict(zip(WORD_PLACES, _rounded(np.array(list(bpb_by_word_place(tally).values()))))),
-    }
-    if tally.chunk_NC is not None:
-        found["chunk_bytes_scored"] = int(tally.chunk_count_NC.sum())
-        found["chunk_bpb_by_offset"] = _rounded(chunk_bpb_by_offset(tally))
-    return found
-
-
-def table(found: dict[str, Any], tally: Tally) -> str:
-    """The results as lines of text."""
-    lines = [
-        f"step {found['step']}, {found['text_bytes']:,} bytes of text",
-        f"bpb        {found['bpb']:.4f}   next byte, {found['next_bytes_scored']:,} bytes, each scored once",
-    ]
-    if "chunk_bpb" in found:
-        size = len(found["chunk_bpb_by_offset"])
-        count = f"{found['chunk_bytes_scored']:,} bytes, each scored once"
-        lines.append(f"chunk bpb  {found['chunk_bpb']:.4f}   {size} bytes at once, {count}")
-    lines += ["", "place in the word        bpb"]
-    lines += [f"{name:>22}   " + _cell(bits) for name, bits in found["bpb_by_word_place"].items()]
-    lines += ["", "position in the window   bpb"]
-    lines += [f"{f'{first} to {last}':>22}   {bits:.4f}" for first, last, bits in bpb_by_range(tally, _RANGES)]
-    if "chunk_bpb_by_offset" in found:
-        lines += ["", "byte of the chunk        bpb"]
-        lines += [f"{offset:>22}   " + _cell(bits) for offset, bits in enumerate(found["chunk_bpb_by_offset"], start=1)]
-    return "\n".join(lines)
-
-
-def _cell(bits: float | None) -> str:
-    return "-" if bits is None else f"{bits:.4f}"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fftlm_jax.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("workdir", help="run directory")
@@ -101,25 +53,69 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
     parser.add_argument("--text", help="score this whole file in place of the run's held-out part")
     parser.add_argument("--max_bytes", type=int, default=0, help="of the text, from its beginning; 0 for all of it")
+    parser.add_argument("--contexts", type=int, default=1024, help="bytes for bpb by length of context; 0 for none")
+    parser.add_argument("--generate", type=int, default=4096, help="bytes to generate and compare; 0 for none")
     parser.add_argument("--out", type=Path, help="where to write; by default evaluation_<step> in the run directory")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
+    _check(args)
     saved = saved_run.load(args.workdir, args.step, averaged=args.ema)
-    text = _text(args, saved)
+    corpus, corpus_notes = _corpus(args, saved)
+    text = _text(args, saved, corpus)
     tally = tally_of(saved, text)
-    found = results(saved, tally, len(text))
-    what = {"weights": "average" if args.ema else "raw", "text": args.text or "held out"}
+    by_context, context_notes = _by_context(args, saved, text)
+    generation, generation_notes = _generation(args, saved, text, corpus)
+    found = {
+        "weights": "average" if args.ema else "raw",
+        "text": args.text or "held out",
+        **results(saved, tally, len(text)),
+        "by_context": by_context,
+        "generation": generation,
+        "notes": [*corpus_notes, *context_notes, *generation_notes],
+    }
     out = args.out or Path(args.workdir) / _default_name(args, saved)
     numbers, picture = (out.with_name(f"{out.name}{ending}") for ending in (".json", ".png"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        numbers.write_text(json.dumps({**what, **found}, indent=1) + "\n")
-        draw(tally, picture, f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}")
+        numbers.write_text(json.dumps(found, indent=1) + "\n")
+        draw(tally, found, picture, f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}")
     except OSError as error:
         raise SaveError(f"{out}: cannot be written ({error.strerror}).") from error
     print(f"{table(found, tally)}\n\nsee {picture} and {numbers}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, ok, rule in (
+        ("max_bytes", args.max_bytes >= 0, "at least 0"),
+        ("contexts", args.contexts >= 0, "at least 0"),
+        ("generate", args.generate == 0 or args.generate >= SHORTEST_TEXT, f"0, or at least {SHORTEST_TEXT}"),
+    ):
+        if not ok:
+            raise UsageError(f"--{name}: must be {rule}, not {getattr(args, name)}.")
+
+
+def _by_context(args: argparse.Namespace, saved: SavedRun, text: np.ndarray) -> tuple[dict[str, Any] | None, list[str]]:
+    if not args.contexts:
+        return None, []
+    if saved.low_pass.method == "signal":
+        return None, ["No bpb by length of context: the signal method filters whole windows and knows no shorter ones."]
+    model = saved.config.model
+    note = f"The memory cuts its pieces from a context's first byte on; below {model.memory_piece} bytes it is empty."
+    return context_results(saved, text, args.contexts), [note] if model.memory != "none" else []
+
+
+def _generation(
+    args: argparse.Namespace, saved: SavedRun, text: np.ndarray, corpus: Corpus | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    if not args.generate:
+        return None, []
+    generated = generate(saved, text, args.generate)
+    if generated is None:
+        why = f"{text.size} bytes hold no prompt and {args.generate} bytes to compare with"
+        return None, [f"No generated text: {why}; give a longer text or a smaller --generate."]
+    return generated_results(saved, generated, None if corpus is None else corpus.train), []
 
 
 def _default_name(args: argparse.Namespace, saved: SavedRun) -> str:
@@ -131,31 +127,40 @@ def _default_name(args: argparse.Namespace, saved: SavedRun) -> str:
     return "_".join(parts)
 
 
-def _text(args: argparse.Namespace, saved: SavedRun) -> np.ndarray:
-    if args.max_bytes < 0:
-        raise UsageError(f"--max_bytes: must be at least 0, not {args.max_bytes}.")
+def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, list[str]]:
+    """The run's corpus. Where it is gone or changed and --text stands in for it, None and a note."""
+    if args.text and not args.generate:
+        return None, []
+    no_copies = "No copies from the training text were looked for:"
+    try:
+        corpus = load_run_corpus(saved.config)
+    except DataError as error:
+        if not args.text:
+            raise
+        return None, [f"{no_copies} {error}"]
+    if corpus.fingerprint == saved.corpus:
+        return corpus, []
+    changed = f"the corpus differs from the run's (fingerprint {saved.corpus[:12]} -> {corpus.fingerprint[:12]})"
+    if args.text:
+        return None, [f"{no_copies} {changed}."]
+    raise CheckpointError(
+        f"{changed}, so its held-out part may have been trained on; bring the old bytes back, or name a --text."
+    )
+
+
+def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> np.ndarray:
     if args.text:
         try:
             text = np.fromfile(args.text, np.uint8)
         except OSError as error:
             raise UsageError(f"--text: {args.text} cannot be read ({error.strerror}); name a file.") from None
     else:
-        corpus = load_run_corpus(saved.config)
-        if corpus.fingerprint != saved.corpus:
-            raise CheckpointError(
-                f"the corpus differs from the run's (fingerprint {saved.corpus[:12]} -> {corpus.fingerprint[:12]}), so "
-                "its held-out part may have been trained on; bring the old bytes back, or name a --text."
-            )
         text = corpus.held_out
     text = text[: args.max_bytes or None]
     window = saved.config.model.seq_len + saved.config.model.chunk
     if len(text) < window:
         raise UsageError(f"the text of {len(text)} bytes holds no window of {window}; give a longer one.")
     return text
-
-
-def _rounded(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else round(float(value), 4) for value in values]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pytest
 
 from fftlm_jax import evaluate
 from fftlm_jax.data import evaluation_batches
+from fftlm_jax.evaluation.generated import generate, sampling, statistics
+from fftlm_jax.generation import Decoder
 from fftlm_jax.model import build, score
 from fftlm_jax.training import run, saved_run
 from fftlm_jax.training.evaluation import bpb_by_range
@@ -111,13 +113,42 @@ def test_the_command_agrees_with_the_run(workdir, saved, capsys):
     assert average["bpb"] == pytest.approx(last["ema_bpb"], abs=1e-5)
 
 
+def test_generated_text_stands_beside_what_the_text_has_there(workdir, saved, tmp_path, capsys):
+    arguments = [str(workdir), "--step=last", "--generate=512", "--contexts=50", f"--out={tmp_path / 'e'}"]
+    assert evaluate.main(arguments) == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    corpus = np.fromfile(workdir.parent / "corpus.txt", np.uint8)
+    training, held_out = corpus[:5400], corpus[5400:]
+    generated = generate(saved, held_out, 512)
+    places = found["generation"]["places"]
+    np.testing.assert_array_equal(generated.true_PN, [held_out[place : place + 64] for place in places])
+    prompt = held_out[places[3] - generated.prompt : places[3]].tobytes()
+    decoder = Decoder(saved.config.model, build(saved.config.model)[0], saved.low_pass)
+    third = decoder.generate(saved.params, prompt, 64, sampling(saved), 3)
+    assert generated.written_PN[3].tobytes() == third
+    for name, pieces in (("generated", generated.written_PN), ("text", generated.true_PN)):
+        assert found["generation"][name] == json.loads(json.dumps(statistics(pieces, training)))
+    assert [row["context"] for row in found["by_context"]["lengths"]] == [1, 2, 4, 8, 16, 23]
+    output = capsys.readouterr().out
+    assert "more than with 23; the same 50 bytes" in output
+    assert "8 x 64 bytes generated, each after 23 bytes" in output and "of 5,400 bytes of training text" in output
+
+
+def test_parts_can_be_left_out_and_what_is_missing_is_said(workdir, tmp_path, capsys):
+    assert evaluate.main([str(workdir), "--contexts=0", "--generate=0", f"--out={tmp_path / 'e'}"]) == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["by_context"] is None and found["generation"] is None and found["notes"] == []
+    assert evaluate.main([str(workdir), "--contexts=0", "--generate=4096", f"--out={tmp_path / 'e'}"]) == 0
+    assert "No generated text: 600 bytes hold no prompt and 4096 bytes" in capsys.readouterr().out
+
+
 def test_another_text_can_be_scored(workdir, tmp_path, capsys):
     (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
     assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", f"--out={tmp_path / 'new' / 'e'}"]) == 0
     assert "777 bytes of text" in capsys.readouterr().out and (tmp_path / "new" / "e.png").exists()
     before = sorted(workdir.glob("evaluation_*"))
     for more in ([], ["--max_bytes=500"], [f"--out={tmp_path / 'lr_0.1'}"], [f"--out={tmp_path / 'lr_0.2'}"]):
-        assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", *more]) == 0
+        assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", "--contexts=0", *more]) == 0
     assert {p.name for p in tmp_path.glob("lr*")} == {f"lr_0.{i}.{kind}" for i in (1, 2) for kind in ("json", "png")}
     new = {p.name for p in workdir.glob("evaluation_*")} - {p.name for p in before}
     assert len(new) == 4 and all("_other" in name for name in new), "the held-out evaluation is not replaced"
@@ -128,7 +159,11 @@ def test_a_copied_run_needs_its_corpus_for_its_held_out_part_only(workdir, tmp_p
     corpus = workdir.parent / "corpus.txt"
     corpus.rename(tmp_path / "away")
     try:
-        assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}"]) == 0
+        arguments = [str(workdir), f"--text={tmp_path / 'other.txt'}", "--generate=512", f"--out={tmp_path / 'e'}"]
+        assert evaluate.main(arguments) == 0
+        generation = json.loads((tmp_path / "e.json").read_text())["generation"]
+        assert generation["training_bytes"] is None and "copied" not in generation["generated"]
+        assert "No copies from the training text were looked for: data.path" in capsys.readouterr().out
         assert evaluate.main([str(workdir)]) == 1
         assert "corpus.txt" in capsys.readouterr().err
     finally:
@@ -145,7 +180,8 @@ def test_the_signal_method_scores_last_positions_and_says_so(tmp_path, capsys):
     run(values, tmp_path / "run")
     (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
     assert evaluate.main([str(tmp_path / "run"), f"--text={tmp_path / 'other.txt'}"]) == 0
-    assert "32 to 32" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "32 to 32" in output and "No bpb by length of context: the signal method" in output
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(workdir):
@@ -166,6 +202,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(workdir):
         ("no such text", ["{run}", "--text={tmp}/none"], 1, "--text: {tmp}/none cannot be read"),
         ("short text", ["{run}", "--max_bytes=20"], 1, "20 bytes holds no window of 36"),
         ("negative cap", ["{run}", "--max_bytes=-1"], 1, "--max_bytes: must be at least 0"),
+        ("negative sample", ["{run}", "--contexts=-1"], 1, "--contexts: must be at least 0"),
+        ("too little to compare", ["{run}", "--generate=511"], 1, "--generate: must be 0, or at least 512, not 511"),
     ),
 )
 def test_bad_input_gets_one_sentence(workdir, tmp_path, capsys, case, arguments, code, message):

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as retention
 
+from fftlm_jax.array_names import by_name, misfits
 from fftlm_jax.errors import CheckpointError, SaveError
 from fftlm_jax.training.run_directory import write_json
 
@@ -199,28 +200,13 @@ def check_shapes(directory: Path, abstract_arrays: Any) -> None:
         CheckpointError: naming every array that is missing, unexpected, or of another shape or dtype.
     """
     metadata = ocp.PyTreeCheckpointer().metadata(directory / "arrays").item_metadata.tree
-    found = {
-        _name(path): (tuple(m.shape), np.dtype(m.dtype)) for path, m in jax.tree_util.tree_leaves_with_path(metadata)
-    }
-    wanted = {
-        _name(path): (tuple(a.shape), np.dtype(a.dtype))
-        for path, a in jax.tree_util.tree_leaves_with_path(abstract_arrays)
-    }
-    faults = [
-        f"{name} is {found.get(name, 'missing')} but must be {wanted.get(name, 'absent')}"
-        for name in sorted({*found, *wanted})
-        if found.get(name) != wanted.get(name)
-    ]
+    faults = misfits(by_name(metadata, "/"), by_name(abstract_arrays, "/"))
     if faults:
         raise CheckpointError(f"{directory}: does not fit this model: {'; '.join(faults)}.")
 
 
 def _bpb(metrics: dict[str, float]) -> float:
     return metrics["bpb"]
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _sha256(file: Path) -> str:
