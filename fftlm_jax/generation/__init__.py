@@ -1,10 +1,7 @@
 """Sampling bytes from a trained model."""
 
-from flax import nnx
-
-from fftlm_jax.config import ModelConfig
 from fftlm_jax.generation.block import Block
-from fftlm_jax.generation.decode import MODES, Decoder
+from fftlm_jax.generation.decode import MODES, Decoder, decoder_for
 from fftlm_jax.generation.plain import PlainDecoder, receptive_field
 from fftlm_jax.generation.sampling import SamplingConfig
-from fftlm_jax.spectral import LowPass
+from fftlm_jax.generation.text import StopStrings, TerminalText, terminal_text, until_stopped

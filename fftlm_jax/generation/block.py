@@ -9,11 +9,11 @@ import numpy as np
 
 
 class Block(NamedTuple):
-    """Bytes that each row wrote, how many bytes were drafted beyond the first of their round, how many of them stood."""
+    """What a decoder hands out at a time."""
 
-    written: list[bytes]
-    drafted: int
-    accepted: int
+    written: list[bytes]  # By each row.
+    drafted: int  # Bytes drafted beyond the first of each round, all rows together; 0 where nothing is verified,
+    accepted: int  # and how many of them stood.
 
 
 def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:

@@ -19,7 +19,7 @@ from flax import nnx
 from fftlm_jax.config import ModelConfig
 from fftlm_jax.generation.block import Block, row_keys
 from fftlm_jax.generation.drafts import after_each, draft, verify
-from fftlm_jax.generation.plain import receptive_field
+from fftlm_jax.generation.plain import PlainDecoder, receptive_field
 from fftlm_jax.generation.sampling import SamplingConfig, log_probabilities, remember
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.streaming import Stream, StreamState, StreamWeights, lay_out
@@ -28,6 +28,12 @@ from fftlm_jax.spectral import LowPass
 MODES = ("byte", "chunk", "speculative")
 
 _PROMPT_BLOCK = 128  # Bytes of a prompt per pass, at most.
+
+
+def decoder_for(config: ModelConfig, graph: nnx.GraphDef, low_pass: LowPass) -> "Decoder | PlainDecoder":
+    """The decoder of a model: cached, but where a mask on signals leaves nothing to cache."""
+    is_cached = low_pass.method != "signal" or low_pass.is_full
+    return (Decoder if is_cached else PlainDecoder)(config, graph, low_pass)
 
 
 class _Carry(NamedTuple):
@@ -167,8 +173,9 @@ class Decoder:
                 buffer_BX, bytes_BC, count_B
             )
             stood_B = carry.position_B - before
-            drafted += (C - 1) * jnp.sum(is_open_B)
-            accepted += jnp.sum(stood_B) - jnp.sum(is_open_B)
+            if mode == "speculative":
+                drafted += (C - 1) * jnp.sum(is_open_B)
+                accepted += jnp.sum(stood_B) - jnp.sum(is_open_B)
             return carry, buffer_BX, count_B + stood_B, drafted, accepted
 
         zero = jnp.zeros((), jnp.int32)

@@ -47,10 +47,17 @@ class PlainDecoder:
         self._low_pass = low_pass
 
     def generate(
-        self, params: Params, prompts: Sequence[bytes], length: int, sampling: SamplingConfig, *, seed: int = 0
+        self,
+        params: Params,
+        prompts: Sequence[bytes],
+        length: int,
+        sampling: SamplingConfig,
+        *,
+        seed: int = 0,
+        mode: str = "byte",
     ) -> list[bytes]:
         """The `length` bytes that follow each prompt; arguments as in `decode.Decoder.stream`."""
-        return next(iter(self.stream(params, prompts, length, sampling, seed=seed))).written
+        return next(self.stream(params, prompts, length, sampling, seed=seed, mode=mode)).written
 
     def stream(
         self,
@@ -60,9 +67,12 @@ class PlainDecoder:
         sampling: SamplingConfig,
         *,
         seed: int = 0,
+        mode: str = "byte",
         rows: Sequence[int] | None = None,
     ) -> Iterator[Block]:
-        """Writes everything as one block; arguments as in `decode.Decoder.stream`."""
+        """Writes everything as one block; arguments as in `decode.Decoder.stream`, of which there is one mode only."""
+        if mode != "byte":
+            raise ValueError(f"plain decoding goes byte by byte, not by {mode!r}")
         keys = row_keys(seed, range(len(prompts)) if rows is None else rows)
         texts = [self._one(params, prompt or b"\n", length, sampling, key) for prompt, key in zip(prompts, keys)]
         yield Block(texts, 0, 0)

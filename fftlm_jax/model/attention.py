@@ -1,6 +1,7 @@
 """The attention mixer: causal multi-head self-attention with rotary positions, the baseline of the convolutions.
 
-Shapes: B batch, T time, D width, H heads, E = D / H head width; while decoding, S new positions after a past, W of both.
+Shapes: B batch, T time, D width, H heads, E = D / H head width; while decoding, S new positions, W of
+them and their past.
 """
 
 from typing import NamedTuple
