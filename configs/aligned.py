@@ -130,10 +130,15 @@ def get_config() -> ConfigDict:
     c.sample = sample = ConfigDict()
     sample.prompt = "def "  # What samples.txt continues.
     sample.bytes = 128  # Length of the sample written at each evaluation; 0 for none.
+    sample.mode = "byte"  # byte by byte; chunk: a chunk at once; speculative: as byte, in fewer passes of the model.
     sample.temperature = 0.8  # 0 is greedy.
     sample.top_k = 0  # Keep the k likeliest bytes; 0 keeps all.
     sample.top_p = 0.95  # Keep the likeliest bytes of this total probability.
-    sample.repetition_penalty = 1.0  # Above 1, bytes of the context become less likely.
+    sample.min_p = 0.0  # Keep the bytes at least this many times as probable as the likeliest; 0 keeps all.
+    sample.repetition_penalty = 1.0  # Above 1, bytes seen lately become less likely:
+    sample.repetition_window = 64  # those among this many last bytes.
+    sample.longest_run = 0  # No byte more often than this in a row; 0 for no limit.
+    sample.ascii_only = False  # Whether to write nothing but printable ASCII, tabs and newlines.
 
     c.data = data = ConfigDict()
     data.source = "python_stdlib"  # This Python's standard library; or "files".

@@ -151,10 +151,15 @@ class CheckpointConfig:
 class SampleConfig:
     prompt: str = key()
     bytes: int = key(at_least(0))
+    mode: str = key(one_of("byte", "chunk", "speculative"))
     temperature: float = key(at_least(0))
     top_k: int = key(within(0, 256))
     top_p: float = key(within(0, 1), above(0))
+    min_p: float = key(within(0, 1))
     repetition_penalty: float = key(above(0))
+    repetition_window: int = key(at_least(1))
+    longest_run: int = key(at_least(0))
+    ascii_only: bool = key()
 
 
 @dataclasses.dataclass(frozen=True)

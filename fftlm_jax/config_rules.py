@@ -35,6 +35,7 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
         (_chunk_head, ("model", "objective", "init")),
         *([(_data, ("data",))] if with_data else []),
         (_evaluation, ("model", "eval")),
+        (_sample, ("objective", "curriculum", "sample")),
         (_resume, ("resume",)),
     )
     return [
@@ -250,6 +251,14 @@ def _evaluation(config: Config) -> Iterator[str]:
     window, cap = config.model.seq_len + config.model.chunk, config.eval.max_bytes
     if 0 < cap < window:
         yield f"config.eval.max_bytes: {cap} is less than a window of {window} bytes; raise it, or 0 for all."
+
+
+def _sample(config: Config) -> Iterator[str]:
+    mode = config.sample.mode
+    if mode != "byte" and not config.objective.has_chunks:
+        yield f"config.sample.mode: {mode!r} needs a chunk head, and objective 'next_byte' trains none; use 'byte'."
+    if mode != "byte" and config.curriculum.method == "signal":
+        yield f"config.sample.mode: a signal mask is decoded byte by byte, not by {mode!r}; use 'byte'."
 
 
 def _resume(config: Config) -> Iterator[str]:

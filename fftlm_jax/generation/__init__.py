@@ -1,4 +1,7 @@
 """Sampling bytes from a trained model."""
 
-from fftlm_jax.generation.decode import Decoder, receptive_field
-from fftlm_jax.generation.sampling import SamplingConfig, sample_byte
+from fftlm_jax.generation.block import Block
+from fftlm_jax.generation.decode import MODES, Decoder, decoder_for
+from fftlm_jax.generation.plain import PlainDecoder, receptive_field
+from fftlm_jax.generation.sampling import SamplingConfig
+from fftlm_jax.generation.text import StopStrings, TerminalText, terminal_text, until_stopped

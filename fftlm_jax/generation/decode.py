@@ -1,10 +1,15 @@
-"""Plain decoding: the model is run over its whole receptive field for every byte.
+"""Cached decoding: prompts in, bytes out, a block of bytes per call of one jitted loop.
 
-Exact and simple, at a cost per byte of one full forward pass. The loop over bytes runs inside one jit.
+Three modes. `byte` draws one byte per pass of the model. `chunk` draws all C bytes of the chunk head per pass, each
+independent of the others. `speculative` drafts them and keeps what the next-byte head lets stand (see `drafts.py`):
+the distribution of `byte`, in fewer passes. A pass reads its C bytes at once; the state goes back to the last that
+stood. All three draw the next byte from the next-byte head; only where the later ones come from differs.
+Shapes: B rows, S bytes of a block of the prompt, C bytes a round, V byte values, R remembered bytes.
 """
 
 import functools
-import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,66 +17,197 @@ import numpy as np
 from flax import nnx
 
 from fftlm_jax.config import ModelConfig
-from fftlm_jax.generation.sampling import SamplingConfig, sample_byte
-from fftlm_jax.model.language_model import VOCABULARY, Params
+from fftlm_jax.generation.block import Block, row_keys
+from fftlm_jax.generation.drafts import after_each, draft, verify
+from fftlm_jax.generation.plain import PlainDecoder, receptive_field
+from fftlm_jax.generation.sampling import SamplingConfig, log_probabilities, remember
+from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.streaming import Stream, StreamState, StreamWeights, lay_out
 from fftlm_jax.spectral import LowPass
 
+MODES = ("byte", "chunk", "speculative")
 
-def receptive_field(config: ModelConfig) -> float:
-    """Bytes that one prediction can depend on: each layer reaches kernel_len - 1 bytes further back.
+_PROMPT_BLOCK = 128  # Bytes of a prompt per pass, at most.
 
-    Attention and spectral memories reach back without end.
-    """
-    if config.mixer == "attention" or config.memory != "none":
-        return math.inf
-    return 1 + config.n_layers * (config.kernel_len - 1)
+
+def decoder_for(config: ModelConfig, graph: nnx.GraphDef, low_pass: LowPass) -> "Decoder | PlainDecoder":
+    """The decoder of a model: cached, but where a mask on signals leaves nothing to cache."""
+    is_cached = low_pass.method != "signal" or low_pass.is_full
+    return (Decoder if is_cached else PlainDecoder)(config, graph, low_pass)
+
+
+class _Carry(NamedTuple):
+    """A batch of texts under way."""
+
+    state: StreamState
+    next_BV: jax.Array  # Log-probabilities of the next byte, all rules applied.
+    recent_BR: jax.Array
+    position_B: jax.Array  # Bytes written, the prompt not counted.
 
 
 class Decoder:
-    """Continues prompts. Compiles once per (context, number of bytes, sampling) and keeps no state between calls."""
+    """Continues prompts, a batch at a time. Compiles once per (mode, sampling, batch size, rounded prompt length).
+
+    The prompt may be of any length, and so may the text: the cost of a byte does not grow. A prompt longer than a
+    convolution model's receptive field is cut to it, which changes nothing.
+    """
 
     def __init__(self, config: ModelConfig, graph: nnx.GraphDef, low_pass: LowPass) -> None:
-        # A context beyond the receptive field changes nothing; one beyond the training window was never trained.
-        # A signal mask spreads every byte over the whole window; only the last position then sees nothing but the past,
-        # so its windows are full and end with the newest byte.
-        self._is_full_window = low_pass.method == "signal" and not low_pass.is_full
-        reach = math.inf if self._is_full_window else receptive_field(config)
-        self.context = int(min(reach, config.seq_len))
-        # A memory takes in whole pieces, so its window moves by whole pieces, lest all of them change with every byte.
-        self._stride = 1 if config.memory == "none" or self._is_full_window else config.memory_piece
-        self._graph = graph
-        self._low_pass = low_pass
+        self._config, self._graph, self._low_pass = config, graph, low_pass
 
-    def generate(self, params: Params, prompt: bytes, length: int, sampling: SamplingConfig, seed: int) -> bytes:
-        """Samples `length` bytes after a prompt. An empty prompt starts after a newline, which is not returned."""
-        known = (prompt or b"\n")[-self.context :]
-        if self._is_full_window:
-            known = known.rjust(self.context, b"\n")
-        buffer = np.zeros(self.context + length + self._stride - 1, np.int32)
-        buffer[: len(known)] = np.frombuffer(known, np.uint8)
-        total = len(known) + length
-        filled = self._continue(params, buffer, np.int32(len(known)), np.int32(total), jax.random.key(seed), sampling)
-        return bytes(np.asarray(filled)[len(known) : total].astype(np.uint8))
-
-    @functools.partial(jax.jit, static_argnums=(0, 6))
-    def _continue(
+    def generate(
         self,
         params: Params,
-        buffer: jax.Array,
-        known: jax.Array,
-        total: jax.Array,
-        key: jax.Array,
+        prompts: Sequence[bytes],
+        length: int,
         sampling: SamplingConfig,
-    ) -> jax.Array:
-        model = nnx.merge(self._graph, params)
+        *,
+        seed: int = 0,
+        mode: str = "byte",
+        rows: Sequence[int] | None = None,
+    ) -> list[bytes]:
+        """The `length` bytes that follow each prompt; arguments as in `stream`."""
+        blocks = self.stream(params, prompts, length, sampling, seed=seed, mode=mode, rows=rows)
+        return [b"".join(pieces) for pieces in zip(*(block.written for block in blocks))]
 
-        def one_byte(i: jax.Array, buffer: jax.Array) -> jax.Array:
-            start = -(jnp.minimum(self.context - i, 0) // self._stride) * self._stride  # Rounded up.
-            context = jax.lax.dynamic_slice(buffer, (start,), (self.context,))
-            hidden = model(context[None], self._low_pass)[0]
-            logits = model.head.next_byte(jax.lax.dynamic_index_in_dim(hidden, i - 1 - start, keepdims=False))
-            is_known = jnp.arange(self.context) < i - start
-            seen = jnp.zeros(VOCABULARY, bool).at[context].max(is_known)
-            return buffer.at[i].set(sample_byte(jax.random.fold_in(key, i), logits, seen, sampling))
+    def stream(
+        self,
+        params: Params,
+        prompts: Sequence[bytes],
+        length: int,
+        sampling: SamplingConfig,
+        *,
+        seed: int = 0,
+        mode: str = "byte",
+        rows: Sequence[int] | None = None,
+        block: int = 64,
+    ) -> Iterator[Block]:
+        """Writes on, a block at a time, until every row has `length` bytes.
 
-        return jax.lax.fori_loop(known, total, one_byte, buffer)
+        Args:
+            params: of the model.
+            prompts: one per row; an empty one starts after a newline, which is not returned.
+            length: bytes to write per row.
+            sampling: how bytes are chosen.
+            seed: of all rows.
+            mode: one of MODES.
+            rows: which row of that seed each is, by default 0, 1, ...: a row's bytes depend on its prompt, the seed and
+                this number, and on nothing else of the batch (to round-off).
+            block: bytes between two yields.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is none of {', '.join(MODES)}")
+        weights = lay_out(self._config, self._graph, params, self._low_pass)
+        key_B = row_keys(seed, range(len(prompts)) if rows is None else rows)
+        carry = self._read([prompt or b"\n" for prompt in prompts], weights, sampling)
+        missing = [length] * len(prompts)
+        while any(missing):
+            wanted = np.int32(min(block, max(missing)))
+            carry, buffer_BX, count_B, tries = self._write(weights, carry, key_B, wanted, sampling, mode, block)
+            buffer_BX, count_B, (drafted, accepted) = jax.device_get((buffer_BX, count_B, tries))
+            written = [
+                row[: min(count, left)].astype(np.uint8).tobytes()
+                for row, count, left in zip(buffer_BX, count_B, missing, strict=True)
+            ]
+            missing = [left - len(text) for left, text in zip(missing, written, strict=True)]
+            yield Block(written, int(drafted), int(accepted))
+
+    def _read(self, prompts: Sequence[bytes], weights: StreamWeights, sampling: SamplingConfig) -> _Carry:
+        """The state after the prompts: rows side by side from the first byte on, shorter ones waiting at their ends."""
+        recent_BR = jnp.asarray(np.stack([remember(prompt, sampling.memory) for prompt in prompts]))
+        reach = receptive_field(self._config)
+        heard = [prompt[-int(reach) :] if np.isfinite(reach) else prompt for prompt in prompts]
+        longest = max(map(len, heard))
+        S = min(_PROMPT_BLOCK, 1 << (longest - 1).bit_length())
+        padded = np.zeros((len(heard), -(-longest // S) * S), np.int32)
+        for row, prompt in zip(padded, heard, strict=True):
+            row[: len(prompt)] = np.frombuffer(prompt, np.uint8)
+        lengths = np.asarray([len(prompt) for prompt in heard], np.int32)
+        state = self._empty(weights, len(heard))
+        for start in range(0, longest, S):
+            count_B = np.clip(lengths - start, 0, S)
+            state = self._take_in(weights, state, padded[:, start : start + S], count_B)
+        return self._begin(weights, state, recent_BR, sampling)
+
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def _empty(self, weights: StreamWeights, batch: int) -> StreamState:
+        return Stream(self._config, self._graph, weights, 1).empty(batch)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+    def _take_in(
+        self, weights: StreamWeights, state: StreamState, bytes_BS: jax.Array, count_B: jax.Array
+    ) -> StreamState:
+        stream = Stream(self._config, self._graph, weights, bytes_BS.shape[1])
+        return stream.keep(stream.extend(state, bytes_BS)[1], count_B)
+
+    @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=(2, 3))
+    def _begin(
+        self, weights: StreamWeights, state: StreamState, recent_BR: jax.Array, sampling: SamplingConfig
+    ) -> _Carry:
+        logits_BV = Stream(self._config, self._graph, weights, 1).next_byte(state.hidden_BD)
+        next_BV = jax.vmap(functools.partial(log_probabilities, config=sampling))(logits_BV, recent_BR)
+        return _Carry(state, next_BV, recent_BR, jnp.zeros(len(recent_BR), jnp.int32))
+
+    @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=2)
+    def _write(
+        self,
+        weights: StreamWeights,
+        carry: _Carry,
+        key_B: jax.Array,
+        wanted: jax.Array,
+        sampling: SamplingConfig,
+        mode: str,
+        block: int,
+    ) -> tuple[_Carry, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+        """Rounds until every row has `wanted` new bytes; rows that are ahead wait if speculative, else none is."""
+        C = 1 if mode == "byte" else self._config.chunk
+        stream = Stream(self._config, self._graph, weights, C)
+        batch = len(key_B)
+
+        def one_round(loop: tuple[Any, ...]) -> tuple[Any, ...]:
+            carry, buffer_BX, count_B, drafted, accepted = loop
+            is_open_B = count_B < wanted
+            before = carry.position_B
+            carry, bytes_BC = _round(stream, carry, key_B, is_open_B, sampling, mode, C)
+            buffer_BX = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(
+                buffer_BX, bytes_BC, count_B
+            )
+            stood_B = carry.position_B - before
+            if mode == "speculative":
+                drafted += (C - 1) * jnp.sum(is_open_B)
+                accepted += jnp.sum(stood_B) - jnp.sum(is_open_B)
+            return carry, buffer_BX, count_B + stood_B, drafted, accepted
+
+        zero = jnp.zeros((), jnp.int32)
+        loop = (carry, jnp.zeros((batch, block + 2 * C), jnp.int32), jnp.zeros(batch, jnp.int32), zero, zero)
+        loop = jax.lax.while_loop(lambda loop: jnp.any(loop[2] < wanted), one_round, loop)
+        return loop[0], loop[1], loop[2], loop[3:]
+
+
+def _round(
+    stream: Stream,
+    carry: _Carry,
+    key_B: jax.Array,
+    is_open_B: jax.Array,
+    sampling: SamplingConfig,
+    mode: str,
+    C: int,
+) -> tuple[_Carry, jax.Array]:
+    """Draws C bytes per row and reads them; keeps those that stand. Rows that are not open stay as they are."""
+    state, next_BV, recent_BR, position_B = carry
+    batch = len(key_B)
+    later_BXV = stream.chunk(state.hidden_BD)[:, 1:] if C > 1 else jnp.zeros((batch, 0, next_BV.shape[1]))
+    drawn = jax.vmap(functools.partial(draft, config=sampling))(key_B, position_B, next_BV, later_BXV, recent_BR)
+    bytes_BC, log_q_BCV = drawn
+    hidden_BCD, trail = stream.extend(state, bytes_BC)
+    recent_BCR = jax.vmap(after_each)(recent_BR, bytes_BC)
+    rules = functools.partial(log_probabilities, config=sampling)
+    if mode != "speculative":
+        next_BV = jax.vmap(rules)(stream.next_byte(hidden_BCD[:, -1]), recent_BCR[:, -1])
+        return _Carry(stream.keep(trail), next_BV, recent_BCR[:, -1], position_B + C), bytes_BC
+    log_p_BCV = jax.vmap(jax.vmap(rules))(stream.next_byte(hidden_BCD), recent_BCR)
+    count_B, after_BV = jax.vmap(verify)(key_B, position_B, bytes_BC, log_q_BCV, log_p_BCV)
+    count_B = jnp.where(is_open_B, count_B, 0)
+    recent_BR = jnp.where(is_open_B[:, None], recent_BCR[jnp.arange(batch), count_B - 1], recent_BR)
+    next_BV = jnp.where(is_open_B[:, None], after_BV, next_BV)
+    return _Carry(stream.keep(trail, count_B), next_BV, recent_BR, position_B + count_B), bytes_BC

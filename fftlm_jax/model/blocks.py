@@ -6,6 +6,8 @@ Everything but the mixer is position-wise, so the model is causal exactly when i
 Shapes: B batch, T time, D width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,6 +49,12 @@ class Block(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         x_BTD = x_BTD + self._drop(self.mixer(self.mixer_norm(x_BTD).astype(x_BTD.dtype), low_pass), keys[0])
         return x_BTD + self._drop(self.mlp(self.mlp_norm(x_BTD).astype(x_BTD.dtype)), keys[1])
+
+    def extend(self, past: Any, x_BSD: jax.Array, prepared: Any) -> tuple[jax.Array, Any]:
+        """The block, without dropout, at the positions that follow a past of its mixer; also the mixer's new window."""
+        mixed_BSD, window = self.mixer.extend(past, self.mixer_norm(x_BSD).astype(x_BSD.dtype), prepared)
+        x_BSD = x_BSD + mixed_BSD
+        return x_BSD + self.mlp(self.mlp_norm(x_BSD).astype(x_BSD.dtype)), window
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         return self.dropout(x, deterministic=key is None, rngs=key)

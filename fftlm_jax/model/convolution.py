@@ -12,7 +12,16 @@ from flax import nnx
 
 from fftlm_jax.config import ModelConfig
 from fftlm_jax.model.layers import linear, project
-from fftlm_jax.spectral import LowPass, causal_convolve, kernel_taps, low_pass_signal, low_pass_taps, taps_to_spectrum
+from fftlm_jax.spectral import (
+    LowPass,
+    causal_convolve,
+    convolve_window,
+    kernel_taps,
+    low_pass_signal,
+    low_pass_taps,
+    taps_to_spectrum,
+    toeplitz_matrix,
+)
 
 
 def initial_taps(key: jax.Array, heads: int, kernel_len: int) -> jax.Array:
@@ -44,6 +53,7 @@ class ConvolutionMixer(nnx.Module):
         else:
             self.taps = nnx.Param(taps)
         self.gain = nnx.Param(jnp.ones((D,)))
+        self.dtype = dtype
         self.projections = config.projections
         if config.projections:
             self.w_in = linear(D, D, 1.0, dtype, rngs)
@@ -51,17 +61,37 @@ class ConvolutionMixer(nnx.Module):
             self.w_out = linear(D, D, (2 * config.n_layers) ** -0.5, dtype, rngs)
 
     def __call__(self, z_BTD: jax.Array, low_pass: LowPass) -> jax.Array:
-        u = project(self.w_in, z_BTD) if self.projections else z_BTD
-        taps_HK = self._kernels(low_pass)
-        y = causal_convolve(u, taps_HK, self.method)
+        taps_HK = self.kernels(low_pass)
+        y = causal_convolve(self._inputs(z_BTD), taps_HK, self.method)
         if low_pass.method == "signal":
             y = low_pass_signal(y, low_pass, taps_HK.shape[-1])
-        y = y * self.gain[...].astype(y.dtype)
-        if not self.projections:
-            return y
-        return project(self.w_out, y * jax.nn.silu(project(self.w_gate, z_BTD)))
+        return self._outputs(y, z_BTD)
 
-    def _kernels(self, low_pass: LowPass) -> jax.Array:
+    def kernels(self, low_pass: LowPass) -> jax.Array:
+        """Taps [H, K] under a band limit."""
         if self.kernel_basis == "cosine":
             return kernel_taps(self.spectrum[...], low_pass)
         return low_pass_taps(self.taps[...], low_pass)
+
+    @staticmethod
+    def at_width(taps_HK: jax.Array, block: int) -> jax.Array:
+        """What `extend` multiplies windows with, for blocks of S positions: [H, K - 1 + S, S]."""
+        return toeplitz_matrix(taps_HK, block, taps_HK.shape[-1] - 1 + block)
+
+    def empty_past(self, batch: int, taps_HK: jax.Array) -> jax.Array:
+        """The inputs before the first: zeros [B, D, K - 1], as a training window sees them."""
+        return jnp.zeros((batch, self.gain.shape[0], taps_HK.shape[-1] - 1), self.dtype)
+
+    def extend(self, past_BDW: jax.Array, z_BSD: jax.Array, matrix_HWS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The mixer at the S positions that follow a past; also the past and they as one window [B, D, K - 1 + S]."""
+        window_BDW = jnp.concatenate([past_BDW, self._inputs(z_BSD).swapaxes(1, 2)], axis=-1)
+        return self._outputs(convolve_window(window_BDW, matrix_HWS), z_BSD), window_BDW
+
+    def _inputs(self, z_BTD: jax.Array) -> jax.Array:
+        return project(self.w_in, z_BTD) if self.projections else z_BTD
+
+    def _outputs(self, y_BTD: jax.Array, z_BTD: jax.Array) -> jax.Array:
+        y_BTD = y_BTD * self.gain[...].astype(y_BTD.dtype)
+        if not self.projections:
+            return y_BTD
+        return project(self.w_out, y_BTD * jax.nn.silu(project(self.w_gate, z_BTD)))

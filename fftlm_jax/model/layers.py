@@ -1,5 +1,7 @@
 """Projections: the bias-free matrices that every part of the model is made of."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,3 +20,17 @@ def project(layer: nnx.Linear, x_BTD: jax.Array) -> jax.Array:
     forward and backward together take twice as long (measured).
     """
     return layer(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*x_BTD.shape[:-1], -1)
+
+
+def column_product(
+    x_ND: jax.Array, matrix_ED: jax.Array, *_: Any, preferred_element_type: Any = None, **__: Any
+) -> jax.Array:
+    """`x @ matrix.T` in the order (matrix @ x.T).T: takes the place of `dot_general` in a projection while decoding.
+
+    For few positions XLA's CPU backend spends its time on repacking the matrix of `x @ w` at every call; in this order,
+    which the barriers keep it from undoing, it reads the matrix as it lies (1.5 to 5 times faster at 16 positions, the
+    same at one; measured).
+    """
+    barrier = jax.lax.optimization_barrier
+    y_EN = jnp.matmul(matrix_ED, barrier(x_ND.T), preferred_element_type=preferred_element_type)
+    return barrier(y_EN).T

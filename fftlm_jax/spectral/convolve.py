@@ -123,6 +123,23 @@ def _toeplitz(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
     return y_HBNdL.transpose(1, 2, 4, 0, 3).reshape(B, N * L, D)[:, :T].astype(u_BTD.dtype)
 
 
+def convolve_window(window_BDW: jax.Array, matrix_HWS: jax.Array) -> jax.Array:
+    """The last S outputs of a convolution, from the W = K - 1 + S inputs that they depend on.
+
+    Args:
+        window_BDW: inputs, time last, which is how they are kept while decoding.
+        matrix_HWS: `toeplitz_matrix(kernel_HK, S, K - 1 + S)`.
+
+    Returns:
+        y_BSD, in the dtype of `window_BDW`.
+    """
+    B, D, W = window_BDW.shape
+    H, _, S = matrix_HWS.shape
+    window_BHdW, matrix_HWS = window_BDW.reshape(B, H, D // H, W), matrix_HWS.astype(window_BDW.dtype)
+    y_BHdS = jnp.einsum("bhdw,hws->bhds", window_BHdW, matrix_HWS, preferred_element_type=jnp.float32)
+    return y_BHdS.reshape(B, D, S).swapaxes(1, 2).astype(window_BDW.dtype)
+
+
 def toeplitz_matrix(kernel_HK: jax.Array, block: int, window: int) -> jax.Array:
     """Banded matrices M[H, I, L] with `y_l = sum_i M[h, i, l] x_i` for the last `block` of `window` inputs.
 

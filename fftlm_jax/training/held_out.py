@@ -7,7 +7,7 @@ from flax import nnx
 
 from fftlm_jax.config import Config
 from fftlm_jax.data import evaluation_batches
-from fftlm_jax.generation import Decoder, SamplingConfig
+from fftlm_jax.generation import Decoder, PlainDecoder, SamplingConfig, decoder_for
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.training.evaluation import (
     Evaluate,
@@ -28,7 +28,7 @@ class HeldOut:
         self._config = config
         self._graph = graph
         self._data = data[: config.eval.max_bytes or None]
-        self._compiled: dict[tuple[str, int], tuple[Evaluate, Decoder]] = {}
+        self._compiled: dict[tuple[str, int], tuple[Evaluate, Decoder | PlainDecoder]] = {}
 
     def scores(self, state: TrainState, cutoff: int) -> dict[str, Any]:
         """Scores of the held-out part (see `evaluation.summary`), rounded to six digits.
@@ -58,13 +58,23 @@ class HeldOut:
         s = self._config.sample
         if not s.bytes:
             return b""
-        sampling = SamplingConfig(s.temperature, s.top_k, s.top_p, s.repetition_penalty)
-        return self._at(cutoff)[1].generate(params, s.prompt.encode(), s.bytes, sampling, self._config.seed)
+        sampling = SamplingConfig(
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            min_p=s.min_p,
+            repetition_penalty=s.repetition_penalty,
+            repetition_window=s.repetition_window,
+            longest_run=s.longest_run,
+            ascii_only=s.ascii_only,
+        )
+        decoder, prompt = self._at(cutoff)[1], s.prompt.encode()
+        return decoder.generate(params, [prompt], s.bytes, sampling, seed=self._config.seed, mode=s.mode)[0]
 
-    def _at(self, cutoff: int) -> tuple[Evaluate, Decoder]:
+    def _at(self, cutoff: int) -> tuple[Evaluate, Decoder | PlainDecoder]:
         low_pass = evaluation_low_pass(self._config, cutoff)
         key = low_pass.mask_key(self._config.model.kernel_len)
         if key not in self._compiled:
             evaluate = make_evaluate(self._config, self._graph, low_pass)
-            self._compiled[key] = evaluate, Decoder(self._config.model, self._graph, low_pass)
+            self._compiled[key] = evaluate, decoder_for(self._config.model, self._graph, low_pass)
         return self._compiled[key]
