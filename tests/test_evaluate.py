@@ -11,8 +11,8 @@ import pytest
 
 from fftlm_jax import evaluate
 from fftlm_jax.data import evaluation_batches
-from fftlm_jax.evaluation.generated import generate, sampling, statistics
-from fftlm_jax.generation import Decoder
+from fftlm_jax.evaluation.generated import generate, statistics
+from fftlm_jax.generation import Decoder, sampling_of
 from fftlm_jax.model import build, score
 from fftlm_jax.training import run, saved_run
 from fftlm_jax.training.evaluation import bpb_by_range
@@ -124,8 +124,9 @@ def test_generated_text_stands_beside_what_the_text_has_there(workdir, saved, tm
     np.testing.assert_array_equal(generated.true_PN, [held_out[place : place + 64] for place in places])
     prompt = held_out[places[3] - generated.prompt : places[3]].tobytes()
     decoder = Decoder(saved.config.model, build(saved.config.model)[0], saved.low_pass)
-    third = decoder.generate(saved.params, prompt, 64, sampling(saved), 3)
-    assert generated.written_PN[3].tobytes() == third
+    assert decoder.generate(saved.params, [prompt], 64, sampling_of(saved.config.sample), rows=[3]) == [
+        generated.written_PN[3].tobytes()
+    ]
     for name, pieces in (("generated", generated.written_PN), ("text", generated.true_PN)):
         assert found["generation"][name] == json.loads(json.dumps(statistics(pieces, training)))
     assert [row["context"] for row in found["by_context"]["lengths"]] == [1, 2, 4, 8, 16, 23]

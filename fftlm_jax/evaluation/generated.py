@@ -11,7 +11,7 @@ import numpy as np
 from fftlm_jax.evaluation.context import longest_context, spaced_places
 from fftlm_jax.evaluation.copies import find_copies
 from fftlm_jax.evaluation.grams import distinct_share, longest_repeat, repeated_share
-from fftlm_jax.generation import Decoder, SamplingConfig
+from fftlm_jax.generation import decoder_for, sampling_of
 from fftlm_jax.model import build
 from fftlm_jax.training.saved_run import SavedRun
 
@@ -33,22 +33,18 @@ class Generated(NamedTuple):
 def generate(saved: SavedRun, text: np.ndarray, size: int) -> Generated | None:
     """Lets a model continue a text at `PIECES` places, `size` bytes in all, as the run's samples are drawn.
 
-    Piece i has seed i. A prompt is all that the model can see. None where the text is too short for pieces that do not
-    overlap.
+    The pieces are the rows of seed 0. A prompt is all that the model can see. None where the text is too short for
+    pieces that do not overlap.
     """
     prompt, length = longest_context(saved.config.model), size // PIECES
     if text.size < prompt + PIECES * length:
         return None
     places_P = spaced_places(text.size, prompt, PIECES)
     prompts = [text[place - prompt : place].tobytes() for place in places_P]
-    written = [np.frombuffer(piece, np.uint8) for piece in _continue(saved, prompts, length)]
+    decoder = decoder_for(saved.config.model, build(saved.config.model)[0], saved.low_pass)
+    pieces = decoder.generate(saved.params, prompts, length, sampling_of(saved.config.sample))
+    written = [np.frombuffer(piece, np.uint8) for piece in pieces]
     return Generated(np.stack(written), text[places_P[:, None] + np.arange(length)], places_P, prompt)
-
-
-def sampling(saved: SavedRun) -> SamplingConfig:
-    """How the run's samples are drawn."""
-    s = saved.config.sample
-    return SamplingConfig(s.temperature, s.top_k, s.top_p, s.repetition_penalty)
 
 
 def statistics(pieces_PN: np.ndarray, training_text: np.ndarray | None) -> dict[str, Any]:
@@ -64,11 +60,6 @@ def statistics(pieces_PN: np.ndarray, training_text: np.ndarray | None) -> dict[
         found["longest_copy"] = copies.longest
         found["longest_copy_text"] = copies.example.decode("latin-1").encode("unicode_escape").decode()
     return found
-
-
-def _continue(saved: SavedRun, prompts: list[bytes], length: int) -> list[bytes]:
-    decoder = Decoder(saved.config.model, build(saved.config.model)[0], saved.low_pass)
-    return [decoder.generate(saved.params, p, length, sampling(saved), seed) for seed, p in enumerate(prompts)]
 
 
 def _rounded(value: float) -> float:

@@ -7,7 +7,8 @@ import numpy as np
 
 from fftlm_jax.evaluation import context
 from fftlm_jax.evaluation.copies import SHORTEST_COPY
-from fftlm_jax.evaluation.generated import COPY_LENGTHS, PIECES, Generated, sampling, statistics
+from fftlm_jax.evaluation.generated import COPY_LENGTHS, PIECES, Generated, statistics
+from fftlm_jax.generation import SamplingConfig, sampling_of
 from fftlm_jax.model.word_places import WORD_PLACES
 from fftlm_jax.training.evaluation import (
     Tally,
@@ -54,8 +55,8 @@ def generated_results(saved: SavedRun, generated: Generated, training_text: np.n
         "piece_bytes": generated.written_PN.shape[1],
         "prompt_bytes": generated.prompt,
         "places": generated.places_P.tolist(),
-        "seeds": list(range(PIECES)),
-        "sampling": dataclasses.asdict(sampling(saved)),
+        "seed": 0,
+        "sampling": _sampling_in_force(saved),
         "training_bytes": None if training_text is None else training_text.size,
         "generated": statistics(generated.written_PN, training_text),
         "text": statistics(generated.true_PN, training_text),
@@ -103,7 +104,7 @@ def _generation_lines(found: dict[str, Any]) -> list[str]:
     size = f"{found['pieces']} x {found['piece_bytes']} bytes"
     lines = [
         f"{size} generated, each after {found['prompt_bytes']} bytes of text, beside what the text has there",
-        f"({how}; seeds {found['seeds'][0]} to {found['seeds'][-1]})",
+        f"({how}; seed {found['seed']})",
         f"{'':<34}generated      text",
     ]
     if found["training_bytes"] is not None:
@@ -116,6 +117,13 @@ def _generation_lines(found: dict[str, Any]) -> list[str]:
     for what, name in (("repeated {}-grams in a piece", "repeated_ngrams"), ("distinct {}-grams", "distinct_ngrams")):
         lines += [_share_line(what.format(n), *(p[name][n - 1] for p in pair)) for n in _GRAMS_SHOWN]
     return lines
+
+
+def _sampling_in_force(saved: SavedRun) -> dict[str, Any]:
+    """The rules of the run's samples that do anything."""
+    rules, neutral = sampling_of(saved.config.sample), SamplingConfig()
+    shown = {name: value for name, value in dataclasses.asdict(rules).items() if value != getattr(neutral, name)}
+    return {"temperature": rules.temperature, **shown}
 
 
 def _cell(bits: float | None) -> str:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fftlm_jax.config import SampleConfig
 from fftlm_jax.model.language_model import VOCABULARY
 
 NOTHING = VOCABULARY
@@ -58,6 +59,20 @@ class SamplingConfig:
             allowed[[*range(0x20, 0x7F), ord("\t"), ord("\n")]] = True
         allowed[list(self.banned)] = False
         return allowed
+
+
+def sampling_of(sample: SampleConfig) -> SamplingConfig:
+    """How a run's samples are drawn."""
+    return SamplingConfig(
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        min_p=sample.min_p,
+        repetition_penalty=sample.repetition_penalty,
+        repetition_window=sample.repetition_window,
+        longest_run=sample.longest_run,
+        ascii_only=sample.ascii_only,
+    )
 
 
 def remember(text: bytes, size: int) -> np.ndarray:

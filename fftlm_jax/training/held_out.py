@@ -7,7 +7,7 @@ from flax import nnx
 
 from fftlm_jax.config import Config
 from fftlm_jax.data import evaluation_batches
-from fftlm_jax.generation import Decoder, PlainDecoder, SamplingConfig, decoder_for
+from fftlm_jax.generation import Decoder, PlainDecoder, decoder_for, sampling_of
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.training.evaluation import (
     Evaluate,
@@ -58,18 +58,8 @@ class HeldOut:
         s = self._config.sample
         if not s.bytes:
             return b""
-        sampling = SamplingConfig(
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            min_p=s.min_p,
-            repetition_penalty=s.repetition_penalty,
-            repetition_window=s.repetition_window,
-            longest_run=s.longest_run,
-            ascii_only=s.ascii_only,
-        )
         decoder, prompt = self._at(cutoff)[1], s.prompt.encode()
-        return decoder.generate(params, [prompt], s.bytes, sampling, seed=self._config.seed, mode=s.mode)[0]
+        return decoder.generate(params, [prompt], s.bytes, sampling_of(s), seed=self._config.seed, mode=s.mode)[0]
 
     def _at(self, cutoff: int) -> tuple[Evaluate, Decoder | PlainDecoder]:
         low_pass = evaluation_low_pass(self._config, cutoff)

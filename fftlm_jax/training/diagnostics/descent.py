@@ -17,9 +17,9 @@ _LEAST_FALL = 0.01
 _DOUBLINGS = 2  # That a stretch must span before its pace is judged.
 _CONFIDENCE = 0.95
 # A run from random weights is judged once. At half time a fitting learning rate has made most of the way: of the fall
-# in the first 100 steps their second half brought 6 to 14 % in the runs measured, 16 % at a third of a fitting rate,
-# 33 % at a tenth of it, and half at a thirtieth and less, where the loss falls in a straight line: nothing but the size
-# of the steps limits it there.
+# in the first 100 steps their second half brought 6 to 14 % in the runs measured, 16 % at a third of a fitting rate, 33
+# % at a tenth of it, and half at a thirtieth and less, where the loss falls in a straight line: nothing but the size of
+# the steps limits it there.
 _STRAIGHT = 0.3
 _FIRST_LOOK = 100  # Steps, or an epoch if that is longer.
 

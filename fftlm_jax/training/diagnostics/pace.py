@@ -79,12 +79,13 @@ def no_raise(stream: Stream, facts: Facts) -> Iterator[Finding]:
 def threshold_in_noise(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """A threshold within one standard error of what it is compared with: noise decides when to raise.
 
-    A model that still improves by twice the threshold then passes for a plateau in one check of six or more.
+    A model that still improves by twice the threshold then passes for a plateau in one check of six or more. A matter of
+    the config, so it is said once, whatever the cutoff, and not again after the same advice before the run.
     """
-    rule, last = facts.curriculum, _last_raise(stream)
+    rule = facts.curriculum
     if not _can_rise(stream, facts):
         return
-    recent = stream.losses[stream.rows(last, np.inf)][-_RECENT:]
+    recent = stream.losses[stream.rows(_last_raise(stream), np.inf)][-_RECENT:]
     noise = measured_noise(recent)
     if noise is None or len(recent) < rule.window:
         return
@@ -95,7 +96,7 @@ def threshold_in_noise(stream: Stream, facts: Facts) -> Iterator[Finding]:
     yield Finding(
         "threshold_in_noise",
         WARNING,
-        last,
+        0,
         f"the plateau rule's improvement has a standard error of {error:.2%} (losses scatter by {noise:.3f}), no less "
         f"than the threshold of {rule.threshold:.2%}: noise alone raises the cutoff",
         {"error": error, "threshold": rule.threshold, "noise": noise},
