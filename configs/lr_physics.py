@@ -3,6 +3,7 @@
     python main.py --config=configs/lr_physics.py --workdir=runs/lr_physics --config.data.path=corpus.txt
 
 Its own log goes from 1.8e-4 to 1.0e-4 at the raise: a restart to the peak *and* half of it.
+Halving lost clearly to a restart alone in small trials (experiments/CLAIMS.md); `--config.lr.factor=1.0` is that.
 Expected result: not known, for the reason that `aligned` gives.
 """
 
