@@ -79,8 +79,8 @@ def no_raise(stream: Stream, facts: Facts) -> Iterator[Finding]:
 def threshold_in_noise(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """A threshold within one standard error of what it is compared with: noise decides when to raise.
 
-    A model that still improves by twice the threshold then passes for a plateau in one check of six or more. A matter of
-    the config, so it is said once, whatever the cutoff, and not again after the same advice before the run.
+    A model that still improves by twice the threshold then passes for a plateau in one check of six or more. A matter
+    of the config, so it is said once, whatever the cutoff, and not again after the same advice before the run.
     """
     rule = facts.curriculum
     if not _can_rise(stream, facts):
