@@ -137,22 +137,22 @@ def judged(cells: Sequence[Cell], end: int) -> str:
 def draw(found: Sequence[tuple[str, Sequence[Cell], int]], file: Path) -> None:
     """A row for every (name, cells, end): false raises, steps of the raise and delays over the threshold."""
     panels = (
-        ("false raises (share of runs)", lambda cell, end: cell.is_false.mean()),
-        ("step of the raise (mean; never = end)", mean_raise),
-        ("median delay behind the plateau (steps)", lambda cell, end: np.median(cell.delay)),
+        ("false raises, share of runs", lambda cell, end: cell.is_false.mean()),
+        ("step of the raise, mean (never = end)", mean_raise),
+        ("median delay behind the plateau, steps", lambda cell, end: np.median(cell.delay)),
     )
-    figure, axes = plt.subplots(len(found), 3, figsize=(9.6, 2.7 * len(found)), squeeze=False)
+    figure, axes = plt.subplots(len(found), 3, figsize=(10.5, 3 * len(found)), squeeze=False)
     for row, (name, cells, end) in zip(axes, found, strict=True):
         for axis, (label, value) in zip(row, panels, strict=True):
             _panel(axis, [(c, value(c, end)) for c in cells])
-            axis.set_ylabel(label, fontsize=9)
+            axis.set_title(label, fontsize=9)
         for window in WINDOWS:
             begins = {c.threshold: c.plateau for c in cells if c.window == window and c.plateau}
             row[1].plot(begins.keys(), begins.values(), ":", color=_COLORS[window], label="true plateau begins")
         row[0].set_ylim(-0.05, 1.05)
+        row[0].set_ylabel(name, fontsize=8)
         row[1].set_ylim(bottom=0)
-        row[1].set_title(name)
-    axes[0, 2].set_ylim(top=1.7 * axes[0, 2].get_ylim()[1])
+    axes[0, 2].set_ylim(top=2 * axes[0, 2].get_ylim()[1])
     axes[0, 2].legend(fontsize=7, loc="upper right")
     axes[0, 1].legend(*([item[-1]] for item in axes[0, 1].get_legend_handles_labels()), fontsize=7)
     for axis in axes[-1]:
