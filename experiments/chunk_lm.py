@@ -20,7 +20,8 @@ from typing import Any
 from configs import small
 from experiments import bench  # First: it sets XLA flags before JAX starts.
 from experiments.chunk_lm_figure import draw
-from experiments.sweep import Outcome, Trial, add_options, exit_code, listing, outcomes_of, report, write_results
+from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.trials import Trial
 from fftlm_jax.config import Config, read_config
 from fftlm_jax.training.run_directory import environment
 
@@ -111,13 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     if begun["seconds"] != args.seconds:
         parser.error(f"--seconds: this folder was begun with {begun['seconds']}; use that, or another --out")
     planned = trials(begun["step_ms"], args.seconds, args.seeds)
-    if args.list:
-        print(listing(planned))
-        return 0
-    outcomes = outcomes_of(parser, args, CONFIG, planned)
-    if args.index is None:
-        write_report(outcomes, begun["step_ms"], args.out)
-    return exit_code(outcomes)
+    return conduct(parser, args, CONFIG, planned, lambda outcomes: write_report(outcomes, begun["step_ms"], args.out))
 
 
 def write_report(outcomes: Sequence[Outcome], step_ms: dict[str, float], folder: Path) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 from configs import curriculum_trial
 from experiments import bench  # First of all that starts JAX: it sets XLA flags.
 from experiments.curriculum_ablation_figure import draw
-from experiments.sweep import Outcome, Trial, add_options, exit_code, listing, outcomes_of, report, write_results
+from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.trials import Trial
 from fftlm_jax.config import Config, read_config
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.run_directory import environment
@@ -107,13 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps({"environment": environment(), **measure_steps()}, indent=1))
         return 0
     planned = trials(args.seeds)
-    if args.list:
-        print(listing(planned))
-        return 0
-    outcomes = outcomes_of(parser, args, CONFIG, planned)
-    if args.index is None:
-        write_report(outcomes, args.out)
-    return exit_code(outcomes)
+    return conduct(parser, args, CONFIG, planned, lambda outcomes: write_report(outcomes, args.out))
 
 
 def write_report(outcomes: Sequence[Outcome], folder: Path) -> None:

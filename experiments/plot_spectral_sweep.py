@@ -13,7 +13,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from experiments.sweep import Outcome, Trial
+from experiments.sweep import Outcome
+from experiments.trials import Trial
 from fftlm_jax.training.figures import replace_figure
 from fftlm_jax.training.metrics import Record, read_metrics
 

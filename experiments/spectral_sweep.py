@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plot_spectral_sweep import draw
-from experiments.sweep import Outcome, Trial, add_options, exit_code, listing, outcomes_of, report, write_results
+from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.trials import Trial
 
 CONFIG = "configs/spectral_sweep.py"
 _FROBENIUS = ("optim.spectral_normalize=frobenius",)
@@ -112,13 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--report: {args.out} holds no spectral sweep")
     stamp = stamp_of(args.out)
     trials = trials_of(args.grid, args.seeds, args.many_seeds, stamp)
-    if args.list:
-        print(listing(trials))
-        return 0
-    outcomes = outcomes_of(parser, args, args.config, trials)
-    if args.index is None:
-        write_report(outcomes, args.out, stamp)
-    return exit_code(outcomes)
+    return conduct(parser, args, args.config, trials, lambda outcomes: write_report(outcomes, args.out, stamp))
 
 
 def write_report(outcomes: Sequence[Outcome], folder: Path, stamp: str) -> None:

@@ -20,16 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.around_raises import after_raise
-from experiments.sweep import (
-    Outcome,
-    Trial,
-    add_options,
-    exit_code,
-    listing,
-    outcomes_of,
-    report,
-    write_results,
-)
+from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.trials import Trial
 from experiments.unlock_lr_figure import draw
 from fftlm_jax.training.metrics import read_metrics
 
@@ -92,13 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(arguments)
     planned = trials(args.seeds)
-    if args.list:
-        print(listing(planned))
-        return 0
-    outcomes = outcomes_of(parser, args, CONFIG, planned)
-    if args.index is None:
-        write_report(outcomes, args.out)
-    return exit_code(outcomes)
+    return conduct(parser, args, CONFIG, planned, lambda outcomes: write_report(outcomes, args.out))
 
 
 def write_report(outcomes: Sequence[Outcome], folder: Path) -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from experiments import curriculum_ablation as ablation
-from experiments.sweep import Outcome, Trial
+from experiments.sweep import Outcome
+from experiments.trials import Trial
 
 
 @pytest.mark.parametrize("arm", ablation.ARMS)

@@ -8,7 +8,8 @@ import pytest
 
 from configs import spectral_sweep as config
 from experiments import plot_loss, plot_spectral_sweep, radial_noise, spectral_sweep
-from experiments.sweep import Outcome, Trial
+from experiments.sweep import Outcome
+from experiments.trials import Trial
 from fftlm_jax.config import read_config
 from tests.tiny import run_main
 

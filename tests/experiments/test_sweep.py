@@ -7,7 +7,8 @@ import pytest
 
 from experiments import chunk_lm, sweep
 from experiments.arm_statistics import compare_arms, mean_interval
-from experiments.sweep import Outcome, Trial, outcome_of, parse_arm, parse_grid, report, trials_of
+from experiments.sweep import Outcome, outcome_of, report
+from experiments.trials import Trial, parse_arm, parse_grid, trials_of
 
 CONFIG_FILE = """
 from tests.tiny import tiny_values

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import unlock_lr
 from experiments.around_raises import after_raise, detrended
-from experiments.sweep import split_outside_brackets
+from experiments.trials import split_outside_brackets
 
 
 def records(loss, raised_at):
