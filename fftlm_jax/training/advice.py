@@ -11,7 +11,7 @@ from fftlm_jax.curriculum import Raise, Rule, earliest_raises
 from fftlm_jax.optim import Stage, sawtooth_lr, stages_in_steps
 from fftlm_jax.training.diagnostics import NOTE, WARNING, Finding
 from fftlm_jax.training.diagnostics.noise import EVEN_NOISE, LEARNED_LOSS, STDLIB_NOISE, improvement_error
-from fftlm_jax.training.diagnostics.pace import way_out_of_noise
+from fftlm_jax.training.diagnostics.pace import way_out_of_noise, what_noise_does
 from fftlm_jax.training.setup import build_controller
 
 # Of the peak. The documents' example of stages that stall finds 0.69 of it at its earliest raise, their aligned stages
@@ -99,7 +99,7 @@ def _noisy_threshold(config: Config, rule: Rule) -> Iterator[Finding]:
         WARNING,
         0,
         f"curriculum.threshold={rule.threshold:g} lies within the noise of what it is compared with (a standard error "
-        f"of {error:.2%} for {rule.window} losses of {windows} windows, {known}): noise alone raises the cutoff",
+        f"of {error:.2%} for {rule.window} losses of {windows} windows, {known}): {what_noise_does(rule)}",
         {"error": error, "threshold": rule.threshold, "noise": noise},
         way_out_of_noise(rule, error),
     )

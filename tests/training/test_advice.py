@@ -76,6 +76,8 @@ def test_a_threshold_within_the_noise():
     assert advice(documents()) == [], "as long as that, the noise is below it"
     assert advice(documents(curriculum__window=50, data__source="files", data__path=__file__)) == []
     assert advice(documents(curriculum__window=50, train__accum_steps=32)) == [], "more windows a step scatter less"
+    confident = advice(documents(curriculum__window=50, curriculum__test="confidence"))
+    assert "hardly any plateau is found" in confident[0].text, "that test is not fooled, but blind"
     tiny_threshold = advice(documents(curriculum__threshold=-0.001))
     assert tiny_threshold[0].change.startswith("curriculum.threshold=0.00"), "no window helps one that is not positive"
 

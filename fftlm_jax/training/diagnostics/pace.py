@@ -98,10 +98,17 @@ def threshold_in_noise(stream: Stream, facts: Facts) -> Iterator[Finding]:
         WARNING,
         0,
         f"the plateau rule's improvement has a standard error of {error:.2%} (losses scatter by {noise:.3f}), no less "
-        f"than the threshold of {rule.threshold:.2%}: noise alone raises the cutoff",
+        f"than the threshold of {rule.threshold:.2%}: {what_noise_does(rule)}",
         {"error": error, "threshold": rule.threshold, "noise": noise},
         way_out_of_noise(rule, error),
     )
+
+
+def what_noise_does(rule: Rule) -> str:
+    """What becomes of a rule whose threshold lies within the noise of what it is compared with."""
+    if rule.confidence is None:
+        return "noise alone raises the cutoff"
+    return f"at a confidence of {rule.confidence:g} hardly any plateau is found"
 
 
 def way_out_of_noise(rule: Rule, error: float) -> str:
