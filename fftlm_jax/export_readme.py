@@ -15,7 +15,7 @@ In this folder, with fftlm_jax and its extra `export` installed:
 ```python
 import numpy as np
 from fftlm_jax.exported import load_exported, next_byte_logits
-from fftlm_jax.generation import Decoder, SamplingConfig
+from fftlm_jax.generation import SamplingConfig, decoder_for
 from fftlm_jax.model import build
 
 config, params = load_exported(".")
@@ -23,8 +23,8 @@ config, params = load_exported(".")
 logits = next_byte_logits(config, params, np.frombuffer(text, np.uint8)[None])  # float32 [1, len(text), 256]
 print("next byte:", bytes([int(logits[0, -1].argmax())]))
 
-decoder = Decoder(config.model, build(config.model)[0], config.low_pass)
-print(decoder.generate(params, b"def main(", 100, SamplingConfig(temperature=0.8, top_p=0.95), seed=0))
+decoder = decoder_for(config.model, build(config.model)[0], config.low_pass)
+print(decoder.generate(params, [b"def main("], 100, SamplingConfig(temperature=0.8, top_p=0.95))[0])
 ```
 
 Weights and config are data: nothing is executed on loading. A model can repeat what it was trained on.
