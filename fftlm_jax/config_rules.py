@@ -108,7 +108,7 @@ def _curriculum(config: Config) -> Iterator[str]:
     if c.rule == "plateau" and c.window % 2:
         yield f"config.curriculum.window: {c.window} has no two equal halves; make it even."
     if c.rule == "plateau" and c.test == "confidence" and c.window < 4:
-        yield f"config.curriculum.window: {c.window} losses leave nothing to tell noise by; test 'confidence' needs 4."
+        yield f"config.curriculum.window: {c.window} losses show no noise to test 'confidence'; take 4 or more."
     if c.rule == "schedule" and not c.schedule:
         yield "config.curriculum.schedule: is empty; write rows (first epoch, cutoff), such as ((0, 128), (2, 'full'))."
     previous = (-1, 0)

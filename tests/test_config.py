@@ -97,6 +97,14 @@ def test_faults(key, value, message):
         read_config(tiny_values(**{key: value}))
 
 
+def test_the_confidence_rule_needs_losses_to_tell_noise_by():
+    few = {"curriculum__test": "confidence", "curriculum__window": 2}
+    with pytest.raises(ConfigError, match="config.curriculum.window: 2 losses show no noise"):
+        read_config(tiny_values(**few))
+    assert read_config(tiny_values(**few, curriculum__rule="none")).curriculum.window == 2
+    assert read_config(tiny_values(curriculum__window=2)).curriculum.test == "simple"
+
+
 @pytest.mark.parametrize("allow", (("train.epochs", "lr", "seed"), ()))
 def test_keys_and_sections_may_be_allowed(allow):
     assert read_config(tiny_values(resume__allow=allow)).resume.allow == allow
