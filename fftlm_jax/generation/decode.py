@@ -7,6 +7,7 @@ stood. All three draw the next byte from the next-byte head; only where the late
 Shapes: B rows, S bytes of a block of the prompt, C bytes a round, V byte values, R remembered bytes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class _Carry(NamedTuple):
     position_B: jax.Array  # Bytes written, the prompt not counted.
 
 
+@dataclasses.dataclass(frozen=True)
 class Decoder:
     """Continues prompts, a batch at a time. Compiles once per (mode, sampling, batch size, rounded prompt length).
 
@@ -52,8 +54,9 @@ class Decoder:
     convolution model's receptive field is cut to it, which changes nothing.
     """
 
-    def __init__(self, config: ModelConfig, graph: nnx.GraphDef, low_pass: LowPass) -> None:
-        self._config, self._graph, self._low_pass = config, graph, low_pass
+    config: ModelConfig
+    graph: nnx.GraphDef = dataclasses.field(compare=False, repr=False)  # Follows from the config.
+    low_pass: LowPass
 
     def generate(
         self,
@@ -97,7 +100,7 @@ class Decoder:
         """
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is none of {', '.join(MODES)}")
-        weights = lay_out(self._config, self._graph, params, self._low_pass)
+        weights = lay_out(self.config, self.graph, params, self.low_pass)
         key_B = row_keys(seed, range(len(prompts)) if rows is None else rows)
         carry = self._read([prompt or b"\n" for prompt in prompts], weights, sampling)
         missing = [length] * len(prompts)
@@ -115,7 +118,7 @@ class Decoder:
     def _read(self, prompts: Sequence[bytes], weights: StreamWeights, sampling: SamplingConfig) -> _Carry:
         """The state after the prompts: rows side by side from the first byte on, shorter ones waiting at their ends."""
         recent_BR = jnp.asarray(np.stack([remember(prompt, sampling.memory) for prompt in prompts]))
-        reach = receptive_field(self._config)
+        reach = receptive_field(self.config)
         heard = [prompt[-int(reach) :] if np.isfinite(reach) else prompt for prompt in prompts]
         longest = max(map(len, heard))
         S = min(_PROMPT_BLOCK, 1 << (longest - 1).bit_length())
@@ -131,20 +134,20 @@ class Decoder:
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
     def _empty(self, weights: StreamWeights, batch: int) -> StreamState:
-        return Stream(self._config, self._graph, weights, 1).empty(batch)
+        return Stream(self.config, self.graph, weights, 1).empty(batch)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
     def _take_in(
         self, weights: StreamWeights, state: StreamState, bytes_BS: jax.Array, count_B: jax.Array
     ) -> StreamState:
-        stream = Stream(self._config, self._graph, weights, bytes_BS.shape[1])
+        stream = Stream(self.config, self.graph, weights, bytes_BS.shape[1])
         return stream.keep(stream.extend(state, bytes_BS)[1], count_B)
 
     @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=(2, 3))
     def _begin(
         self, weights: StreamWeights, state: StreamState, recent_BR: jax.Array, sampling: SamplingConfig
     ) -> _Carry:
-        logits_BV = Stream(self._config, self._graph, weights, 1).next_byte(state.hidden_BD)
+        logits_BV = Stream(self.config, self.graph, weights, 1).next_byte(state.hidden_BD)
         next_BV = jax.vmap(functools.partial(log_probabilities, config=sampling))(logits_BV, recent_BR)
         return _Carry(state, next_BV, recent_BR, jnp.zeros(len(recent_BR), jnp.int32))
 
@@ -160,8 +163,8 @@ class Decoder:
         block: int,
     ) -> tuple[_Carry, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
         """Rounds until every row has `wanted` new bytes; rows that are ahead wait if speculative, else none is."""
-        C = 1 if mode == "byte" else self._config.chunk
-        stream = Stream(self._config, self._graph, weights, C)
+        C = 1 if mode == "byte" else self.config.chunk
+        stream = Stream(self.config, self.graph, weights, C)
         batch = len(key_B)
 
         def one_round(loop: tuple[Any, ...]) -> tuple[Any, ...]:
