@@ -31,7 +31,7 @@ def draw(rates: Sequence[float], views: Sequence[View], file: Path) -> None:
     _over_cutoffs(axes[0, 1], views, "raised", "adam_sharpness_later", 2 * _SHIFT, **later)
     for axis, comparison in zip(axes[1], ("own", "raised"), strict=False):
         _loss_changes(axis, rates, [v for v in views if COMPARISONS[comparison](v.trained, v.viewed)])
-        axis.set_title(f"change of the loss in {TRIAL_STEPS} steps (nats), {_LABELS[comparison]}", fontsize=9)
+        axis.set_title(f"change of the loss in {TRIAL_STEPS} steps (nats),\n{_LABELS[comparison]}", fontsize=9)
         axis.set_xlabel("learning rate")
     kinds = {
         "cosine_batches": "mini-batches",
@@ -41,7 +41,7 @@ def draw(rates: Sequence[float], views: Sequence[View], file: Path) -> None:
     for color, (name, label) in zip(("#4477aa", "#aa3377", "#ccbb44"), kinds.items(), strict=True):
         _over_cutoffs(axes[1, 2], views, "own", name, 0.0, color=color, label=label)
     axes[1, 2].axhline(0, color="black", linewidth=0.8)
-    axes[1, 2].set_title("cosine of successive gradients, trained at each cutoff", fontsize=9)
+    axes[1, 2].set_title("cosine of successive gradients,\ntrained at each cutoff", fontsize=9)
     for axis in (*axes[0], axes[1, 2]):
         axis.set_xticks(range(len(CUTOFFS)), list(CUTOFFS))
         axis.set_xlabel("cutoff")
