@@ -6,15 +6,14 @@
 `conv`: forward and backward of a convolution between two projections, Toeplitz against FFT, over kernel lengths.
 `step`: the training step of `shakespeare_cpu`, Toeplitz against FFT.
 `muon`: what alpha adds to an update, grouping against optax's Muon leaf by leaf, and Muon's step against AdamW's.
+`decode`: a byte of generated text by mode and by place; --workdir adds the speculative drafts of a trained run.
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,8 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from configs import shakespeare_cpu, small  # noqa: E402
+from experiments.bench_decode import bench_decode  # noqa: E402
+from experiments.interleaved import Row, compare  # noqa: E402
 from fftlm_jax.config import Config, read_config  # noqa: E402
 from fftlm_jax.curriculum import Answer  # noqa: E402
 from fftlm_jax.model import build, init_params  # noqa: E402
@@ -36,34 +37,6 @@ from fftlm_jax.spectral import causal_convolve  # noqa: E402
 from fftlm_jax.training import setup  # noqa: E402
 from fftlm_jax.training.run_directory import environment  # noqa: E402
 from fftlm_jax.training.step import events, make_train_step  # noqa: E402
-
-Row = dict[str, Any]
-
-
-def interleaved(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each side in each round, all sides taking turns, after one round to compile and warm up."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            if turn:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
-def compare(label: str, sides: dict[str, Callable[[], Any]], rounds: int) -> Row:
-    """One row: the median of every side, and its ratio to the first side (median and range of the rounds' ratios)."""
-    times = interleaved(sides, rounds)
-    base = next(iter(times))
-    row: Row = {"case": label}
-    for name, values in times.items():
-        ratios = [b / v for b, v in zip(times[base], values, strict=True)]
-        row[f"{name} ms"] = round(statistics.median(values), 2)
-        if name != base:
-            row[f"{name} speed-up over {base}"] = round(statistics.median(ratios), 3)
-            row[f"{name} range"] = f"{min(ratios):.2f}-{max(ratios):.2f}"
-    return row
 
 
 def bench_conv(rounds: int) -> list[Row]:
@@ -177,7 +150,12 @@ def training_step(config: Config) -> Callable[[], jax.Array]:
     return one_step
 
 
-SUITES: dict[str, Callable[[int], list[Row]]] = {"conv": bench_conv, "step": bench_step, "muon": bench_muon}
+SUITES: dict[str, Callable[..., list[Row]]] = {
+    "conv": bench_conv,
+    "step": bench_step,
+    "muon": bench_muon,
+    "decode": bench_decode,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,14 +163,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds, at least 9")
+    parser.add_argument("--workdir", help="of suite decode: a trained run with a chunk head")
     parser.add_argument("--json", help="also write the rows and the environment to this file")
     args = parser.parse_args(arguments)
     if args.rounds < 9:
         parser.error("--rounds: at least 9, or the median means little")
+    if args.workdir and "decode" not in args.suites:
+        parser.error("--workdir: only suite decode looks at a trained run; name it too or leave --workdir out")
     results = {"environment": environment(), "processor": platform.processor(), "rounds": args.rounds}
     print(json.dumps(results["environment"]))
     for suite in args.suites:
-        results[suite] = rows = SUITES[suite](args.rounds)
+        options = {"workdir": args.workdir} if suite == "decode" else {}
+        results[suite] = rows = SUITES[suite](args.rounds, **options)
         for row in rows:
             print(" | ".join(f"{name}: {value}" for name, value in row.items()))
     if args.json:

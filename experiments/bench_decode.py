@@ -1,0 +1,110 @@
+"""Suite `decode` of `experiments.bench`: what a byte of generated text costs, by mode and by its place."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+
+from configs import aligned
+from experiments.interleaved import Row, compare
+from fftlm_jax.config import ModelConfig, read_config
+from fftlm_jax.generation import Block, Decoder, SamplingConfig
+from fftlm_jax.model import build, init_params
+from fftlm_jax.model.language_model import Params
+from fftlm_jax.spectral import LowPass
+from fftlm_jax.training import saved_run, setup
+
+_SAMPLING = SamplingConfig(temperature=0.8)
+_BLOCK = 64  # Bytes per call.
+_FOREVER = 1 << 30
+
+
+def bench_decode(rounds: int, workdir: str | None = None) -> list[Row]:
+    """The model of `aligned`, one text: full passes against a cached state, chunks against bytes, late against early.
+
+    Args:
+        rounds: turns of each side.
+        workdir: a trained run with a chunk head. How many drafted bytes stand depends on the weights, so speculative
+            decoding is measured there or not at all.
+    """
+    run = read_config(aligned.get_config(), with_data=False)
+    config, graph, params = run.model, build(run.model)[0], init_params(run.model, 0)
+    decoder = Decoder(config, graph, setup.evaluation_low_pass(run, cutoff=1))
+
+    def stream(mode: str = "byte", first: int = 256) -> Iterator[Block]:
+        """Blocks of a text, after so many bytes were read or written."""
+        blocks = decoder.stream(params, [b"x" * 256], _FOREVER, _SAMPLING, mode=mode, block=_BLOCK)
+        return itertools.islice(blocks, (first - 256) // _BLOCK, None)
+
+    cached, chunks = stream(), stream("chunk")
+    early, late = stream(), stream(first=8192)
+    name = f"aligned ({config.n_layers} layers of {config.d_model})"
+    rows = [
+        compare(
+            f"{name}: a byte",
+            {
+                "recompute 1024": recomputed_byte(config, graph, params, decoder.low_pass),
+                "cached": lambda: next(cached),
+                "chunk of 16": lambda: next(chunks),
+            },
+            rounds,
+            per="byte",
+            units={"cached": _BLOCK, "chunk of 16": _BLOCK},
+        ),
+        compare(
+            f"{name}: a byte, cached",
+            {"cached": lambda: next(cached), "chunk of 16": lambda: next(chunks)},
+            rounds,
+            per="byte",
+            units={"cached": _BLOCK, "chunk of 16": _BLOCK},
+        ),
+        compare(
+            f"{name}: a byte, cached, by its place",
+            {"from 8192 on": lambda: next(late), "from 256 on": lambda: next(early)},
+            rounds,
+            per="byte",
+            units={"from 8192 on": _BLOCK, "from 256 on": _BLOCK},
+        ),
+    ]
+    return rows + ([drafts_of(workdir, rounds)] if workdir else [])
+
+
+def recomputed_byte(
+    config: ModelConfig, graph: nnx.GraphDef, params: Params, low_pass: LowPass
+) -> Callable[[], jax.Array]:
+    """A function that finds the logits of one more byte by a pass over the whole window."""
+
+    @jax.jit
+    def next_logits(params: Params, bytes_BT: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params)
+        return model.head.next_byte(model(bytes_BT, low_pass)[:, -1])
+
+    window = np.full((1, config.seq_len), ord("x"), np.uint8)
+    return lambda: next_logits(params, window)
+
+
+def drafts_of(workdir: str, rounds: int) -> Row:
+    """Speculative decoding of a trained run against byte by byte, and how many of its drafted bytes stand."""
+    saved = saved_run.load(workdir, "best")
+    decoder = Decoder(saved.config.model, build(saved.config.model)[0], saved.low_pass)
+    streams = {
+        mode: decoder.stream(saved.params, [b"def "], _FOREVER, _SAMPLING, mode=mode, block=256)
+        for mode in ("byte", "speculative")
+    }
+    drafted = accepted = 0
+
+    def speculative() -> None:
+        nonlocal drafted, accepted
+        block = next(streams["speculative"])
+        drafted, accepted = drafted + block.drafted, accepted + block.accepted
+
+    row = compare(
+        f"trained run {saved.config.model.n_layers} layers of {saved.config.model.d_model}, step {saved.step}",
+        {"byte by byte": lambda: next(streams["byte"]), "speculative": speculative},
+        rounds,
+        per="byte",
+        units={"byte by byte": 256, "speculative": 256},
+    )
+    return {**row, "drafted bytes that stood": f"{accepted / drafted:.1%}"}
