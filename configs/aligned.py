@@ -19,6 +19,7 @@ def either(value):
 def get_config() -> ConfigDict:
     """All keys with the values of the source documents."""
     c = ConfigDict()
+    c.task = "train"  # train: language modelling on a corpus; raft: reward-ranked fine-tuning on a task (section raft).
     c.seed = 0  # Of initialisation, data order, dropout and samples; below 2**32.
 
     c.model = model = ConfigDict()
@@ -160,4 +161,62 @@ def get_config() -> ConfigDict:
     c.profile = profile = ConfigDict()
     profile.start = 10  # First step of the profiler window (trace under <workdir>/profile).
     profile.steps = 0  # Length of the window; 0 for none.
+
+    # Of task "raft" (configs/experimental/): supervised fine-tuning on a few labelled answers, then cycles of sample,
+    # verify, keep, fine-tune. Of the other sections it uses seed, model, optim, init, resume and checkpoint.
+    c.raft = raft = ConfigDict()
+    raft.task = "add"  # add 12+07=019, add_long (1 to size digits), sort 31524>12345, dyck (brackets) or countdown.
+    raft.size = 2  # Digits (add, add_long, sort), length in bytes (dyck), given numbers (countdown).
+    raft.reversed_answer = False  # Of add: the last digit comes first.
+    raft.sft_examples = 300  # Labelled problems. This pool, the next and the held-out one share no problem.
+    raft.prompts = 1500  # Problems without labels that cycles sample from.
+    raft.held_out = 1000  # Problems that no training sees: what cycles are compared by.
+    raft.first_level = 1  # Of add_long: labelled problems have at most this many digits;
+    raft.level_rate = 0.5  # cycles go one digit further whenever this share of the hardest samples is right.
+    raft.sft_epochs = 100  # Passes over the labelled problems; 0 for none.
+    raft.sft_lr = 2e-3  # First learning rate of that, falling to 0 in a line.
+    raft.sft_trained = "full"  # What it trains: all weights, or adapters (lora; merged before the first cycle).
+    raft.cycles = 8
+    raft.trained = "lora"  # What cycles train: adapters with AdamW, or all weights (full) with optim.name.
+    raft.lora_rank = 16  # r
+    raft.lora_alpha = 32.0  # Adapters are scaled by alpha / r.
+    raft.lora_dropout = 0.0  # Chance that an input of an adapter is hidden in a step.
+    raft.lora_targets = ("w_in", "w_gate", "w_out", "w_up", "w_down")  # Matrices that carry adapters.
+    raft.samples = 8  # Completions per prompt and cycle.
+    raft.temperature = 1.0  # Of those.
+    raft.top_p = 1.0  # Of those: keep the likeliest bytes of this total probability.
+    raft.rows = 256  # Completions that are sampled side by side.
+    raft.filter = "verified"  # Keep what the verifier accepts; or as many at random, the control.
+    raft.per_prompt = 4  # Different kept completions per prompt, at most.
+    raft.drop_solved = False  # Leave out prompts whose every completion was right.
+    raft.budget = 0  # Kept completions per cycle, at most; 0 for all.
+    # Each cycle trains on from the last one's weights (continue); or adapters begin anew from the first weights, on all
+    # that was kept so far (restart); or they are merged and new ones begun (merge).
+    raft.start = "continue"
+    raft.anchor = 0.0  # Share of labelled problems mixed into what a cycle trains on.
+    raft.batch_size = 128  # Answers per step.
+    raft.epochs = 3  # Passes over what was kept,
+    raft.min_steps = 5  # or as many as make this many steps,
+    raft.max_epochs = 10  # but never more than this.
+    raft.lr = "constant"  # Over cycles: constant, exponential, step, wsd, manual or adaptive (see raft/cycle_lr.py).
+    raft.lr_base = 1.0  # Learning rate of the first cycle,
+    raft.lr_unit = "sft_lr"  # in multiples of sft_lr; or absolute. A card's 5e-5 means nothing to another model.
+    raft.lr_decay = 0.85  # Factor per cycle (exponential), or per lr_every cycles (step).
+    raft.lr_every = 2  # Cycles that share a rate under step.
+    raft.lr_warmup_cycles = 2  # Of wsd: cycles of rising,
+    raft.lr_stable_cycles = 2  # staying
+    raft.lr_fall_cycles = 4  # and falling
+    raft.lr_final = 0.2  # to this fraction.
+    raft.lr_rates = ()  # Of manual: absolute rates of the first cycles; the last one is held.
+    raft.lr_floor = 1e-6  # No cycle is below it.
+    raft.lr_yaml = ""  # A YAML file, or its text, with a schedule in absolute rates, in place of raft.lr.
+    raft.warmup = 0  # Steps of a cycle in which the rate rises, at most a tenth of them.
+    raft.decay_within = False  # Whether it then falls to 0 in a line within the cycle.
+    raft.score = "greedy"  # What cycles are compared by: right answers at temperature 0, or among samples (sampled).
+    raft.held_out_samples = 4  # Completions per held-out prompt.
+    # Where the held-out rate falls more than 2 standard errors below the best: go on (continue), go back to the best
+    # cycle's weights with a lower rate (rollback), or end (stop).
+    raft.on_regress = "rollback"
+    raft.regress_factor = 0.7  # Of rollback: multiplied into the learning rate each time,
+    raft.rollbacks = 2  # and how often it may happen.
     return c

@@ -11,6 +11,7 @@ from typing import Any
 
 from fftlm_jax import cutoff as units
 from fftlm_jax.config import Config, rule_in_force
+from fftlm_jax.config_rules_raft import raft_faults
 
 
 def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> list[str]:
@@ -21,7 +22,7 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
             about such a section are left out, the others still speak.
         with_data: whether the corpus must be there.
     """
-    config = SimpleNamespace(**sections)
+    config, config_task = SimpleNamespace(**sections), sections.get("task")
     rules = (
         (_model, ("model",)),
         (_mixer, ("model", "objective", "curriculum")),
@@ -37,6 +38,7 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
         (_evaluation, ("model", "eval")),
         (_sample, ("objective", "curriculum", "sample")),
         (_resume, ("resume",)),
+        *([(raft_faults, ("raft", "objective", "curriculum", "optim", "init"))] if config_task == "raft" else []),
     )
     return [
         fault

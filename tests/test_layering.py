@@ -13,13 +13,14 @@ PACKAGE = ROOT / "fftlm_jax"
 # A part may import parts of a lower level, and itself.
 LEVELS = {
     "errors": 0, "cutoff": 0, "xla_flags": 0, "config_checks": 0, "array_names": 0, "command_line": 1,
-    "config": 1, "config_rules": 1, "spectral": 1,
+    "config": 1, "config_sections": 1, "config_rules": 1, "config_rules_raft": 1, "spectral": 1,
     "model": 2, "optim": 2, "data": 2, "curriculum": 2,
-    "training": 3, "generation": 3, "raft": 3,
+    "training": 3, "generation": 3, "raft": 4,
     "evaluation": 4, "evaluate": 5, "exported": 3, "stablehlo": 4, "export_readme": 5, "export": 6,
 }  # fmt: skip
 # Peers that may know each other: the rules are part of the config, a run writes samples, a sampler opens runs.
-PEERS = {("config", "config_rules"), ("config_rules", "config"), ("training", "generation"), ("generation", "training"),
+PEERS = {("config", "config_rules"), ("config_rules", "config"), ("config", "config_sections"),
+         ("config_rules", "config_rules_raft"), ("training", "generation"), ("generation", "training"),
          ("model", "spectral")}  # fmt: skip
 FORBIDDEN = {"tensorflow", "torch", "pickle", "cloudpickle", "dill", "clu", "wandb"}
 

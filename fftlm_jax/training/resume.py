@@ -12,6 +12,7 @@ _FREE = (
 )
 # A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
 _NEVER = (
+    *("task", "raft.task", "raft.size", "raft.reversed_answer", "raft.trained", "raft.lora_", "raft.start"),
     *("model.", "objective.backbone", "init.", "lr.schedule", "optim.name", "optim.ema_decay", "optim.cautious"),
     *("optim.neuron_beta2", "optim.spectral_normalize", "optim.spectral_adaptive"),
 )

@@ -1,0 +1,237 @@
+"""The sections of a run's config as frozen dataclasses: every key with its type and range, once.
+
+`configs/aligned.py` gives every key a value and a comment; rules between keys are in `config_rules.py`.
+"""
+
+import dataclasses
+
+from fftlm_jax.config_checks import above, at_least, below, from_zero_below, key, one_of, within
+
+Cutoff = int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    seq_len: int = key(at_least(2))
+    kernel_len: int = key(at_least(1))
+    d_model: int = key(at_least(1))
+    n_layers: int = key(at_least(1))
+    mixer: str = key(one_of("convolution", "attention"))
+    conv_heads: int = key(at_least(1))
+    kernel_basis: str = key(one_of("cosine", "taps"))
+    projections: bool = key()
+    attention_heads: int = key(at_least(1))
+    ffn_mult: float = key(above(0))
+    chunk: int = key(at_least(1))
+    memory: str = key(one_of("none", "aligned", "polar"))
+    memory_piece: int = key(at_least(2))
+    conv_method: str = key(one_of("auto", "direct", "fft", "toeplitz"))
+    dropout: float = key(from_zero_below(1))
+    dtype: str = key(one_of("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    name: str = key(one_of("next_byte", "chunk", "chunk_head"))
+    positions: str = key(one_of("boundaries", "last"))
+    next_byte_weight: float = key(at_least(0))
+    backbone: str = key(one_of("trained", "frozen"))
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether the whole head is trained and scored, not the next-byte slice alone."""
+        return self.name != "next_byte"
+
+    @property
+    def is_last_only(self) -> bool:
+        """Whether only the last position of a window is trained on."""
+        return self.has_chunks and self.positions == "last"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the head alone is trained."""
+        return self.name == "chunk_head" and self.backbone == "frozen"
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    rule: str = key(one_of("plateau", "schedule", "none"))
+    ladder: tuple = key()
+    initial: Cutoff = key()
+    min_epoch: int = key(at_least(0))
+    window: int = key(at_least(2))
+    threshold: float = key()
+    test: str = key(one_of("simple", "confidence"))
+    confidence: float = key(at_least(0.5), below(1))
+    check_every: int | str = key(
+        lambda v: None if v == "epoch" or (isinstance(v, int) and v >= 1) else "must be 'epoch' or a number of steps"
+    )
+    schedule: tuple = key()
+    method: str = key(one_of("cosine", "minimum_phase", "signal"))
+    transition_bins: int = key(at_least(1))
+
+
+NAMED_FACTORS = ("sqrt_ratio", "inverse_ratio", "adaptive")
+
+
+@dataclasses.dataclass(frozen=True)
+class LRConfig:
+    base: float = key(above(0))
+    schedule: str = key(one_of("sawtooth", "cooldown"))
+    stages: tuple = key()
+    restart: str = key(one_of("tooth", "pulse", "none"))
+    factor: float | str = key(
+        lambda v: above(0)(v) if not isinstance(v, str) else one_of("a number", *NAMED_FACTORS)(v)
+    )
+    spike_steps: int = key(at_least(1))
+    multipliers: tuple = key()
+    cooldown: float = key(within(0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    name: str = key(one_of("adamw", "muon"))
+    b1: float = key(from_zero_below(1))
+    b2: float = key(from_zero_below(1))
+    eps: float = key(above(0))
+    weight_decay: float = key(at_least(0))
+    clip: float = key(above(0))
+    ema_decay: float = key(from_zero_below(1))
+    adam_scale: float = key(above(0))
+    momentum: float = key(from_zero_below(1))
+    momentum_warmup: int = key(at_least(0))
+    momentum_cooldown: int = key(at_least(0))
+    polar: str = key(one_of("polar_express", "ns5", "dion", "gram", "svd"))
+    polar_steps: int = key(at_least(1))
+    shape: str = key(one_of("keller", "spectral", "rms", "none"))
+    neuron_beta2: float = key(from_zero_below(1))
+    cautious: bool = key()
+    brake: float = key(within(0, 1))
+    spectral_lr: float | tuple = key()
+    spectral_mode: str = key(one_of("interpolate", "orthogonal", "add", "tangent"))
+    spectral_normalize: str = key(one_of("none", "frobenius", "second_moment"))
+    spectral_adaptive: str = key(one_of("none", "cosine", "ratio"))
+    spectral_span: tuple = key()
+    grad_units: float = key(above(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int = key(at_least(1))
+    accum_steps: int = key(at_least(1))
+    batch_stages: tuple = key()
+    steps_per_epoch: int = key(at_least(1))
+    epochs: int = key(at_least(1))
+    log_every: int = key(at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    every: int = key(at_least(1))
+    before_raise: bool = key()
+    batch_size: int = key(at_least(1))
+    max_bytes: int = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = key(at_least(1))
+    keep_last: int = key(at_least(2))
+    keep_best: int = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    prompt: str = key()
+    bytes: int = key(at_least(0))
+    mode: str = key(one_of("byte", "chunk", "speculative"))
+    temperature: float = key(at_least(0))
+    top_k: int = key(within(0, 256))
+    top_p: float = key(within(0, 1), above(0))
+    min_p: float = key(within(0, 1))
+    repetition_penalty: float = key(above(0))
+    repetition_window: int = key(at_least(1))
+    longest_run: int = key(at_least(0))
+    ascii_only: bool = key()
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = key(one_of("python_stdlib", "files"))
+    path: str = key()
+    held_out: float = key(above(0), from_zero_below(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    checkpoint: str = key()
+    epoch: int = key(at_least(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeConfig:
+    mode: str = key(one_of("auto", "never", "must"))
+    allow: tuple = key()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    start: int = key(at_least(0))
+    steps: int = key(at_least(0))
+
+
+LR_KINDS = ("constant", "exponential", "step", "wsd", "manual", "adaptive")
+
+
+@dataclasses.dataclass(frozen=True)
+class RaftConfig:
+    task: str = key(one_of("add", "add_long", "sort", "dyck", "countdown"))
+    size: int = key(at_least(1))
+    reversed_answer: bool = key()
+    sft_examples: int = key(at_least(1))
+    prompts: int = key(at_least(1))
+    held_out: int = key(at_least(1))
+    first_level: int = key(at_least(1))
+    level_rate: float = key(within(0, 1))
+    sft_epochs: int = key(at_least(0))
+    sft_lr: float = key(above(0))
+    sft_trained: str = key(one_of("full", "lora"))
+    cycles: int = key(at_least(0))
+    trained: str = key(one_of("full", "lora"))
+    lora_rank: int = key(at_least(1))
+    lora_alpha: float = key(above(0))
+    lora_dropout: float = key(from_zero_below(1))
+    lora_targets: tuple = key()
+    samples: int = key(at_least(1))
+    temperature: float = key(at_least(0))
+    top_p: float = key(within(0, 1), above(0))
+    rows: int = key(at_least(1))
+    filter: str = key(one_of("verified", "random"))
+    per_prompt: int = key(at_least(1))
+    drop_solved: bool = key()
+    budget: int = key(at_least(0))
+    start: str = key(one_of("continue", "restart", "merge"))
+    anchor: float = key(from_zero_below(1))
+    batch_size: int = key(at_least(1))
+    epochs: int = key(at_least(1))
+    min_steps: int = key(at_least(1))
+    max_epochs: int = key(at_least(1))
+    lr: str = key(one_of(*LR_KINDS))
+    lr_base: float = key(above(0))
+    lr_unit: str = key(one_of("sft_lr", "absolute"))
+    lr_decay: float = key(above(0), within(0, 1))
+    lr_every: int = key(at_least(1))
+    lr_warmup_cycles: int = key(at_least(0))
+    lr_stable_cycles: int = key(at_least(0))
+    lr_fall_cycles: int = key(at_least(0))
+    lr_final: float = key(above(0), within(0, 1))
+    lr_rates: tuple = key()
+    lr_floor: float = key(at_least(0))
+    lr_yaml: str = key()
+    warmup: int = key(at_least(0))
+    decay_within: bool = key()
+    score: str = key(one_of("greedy", "sampled"))
+    held_out_samples: int = key(at_least(1))
+    on_regress: str = key(one_of("continue", "rollback", "stop"))
+    regress_factor: float = key(above(0), within(0, 1))
+    rollbacks: int = key(at_least(0))
