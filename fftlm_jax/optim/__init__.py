@@ -13,6 +13,7 @@ from fftlm_jax.optim.cooldown import (
 from fftlm_jax.optim.learning_rate import (
     ScheduledState,
     learning_rate_in_force,
+    scale_by_given_learning_rate,
     scale_by_scheduled_learning_rate,
 )
 from fftlm_jax.optim.matrix_layout import MatrixLayout, from_matrices, resolve_layouts, to_matrices

@@ -39,6 +39,27 @@ def scale_by_scheduled_learning_rate(schedule: optax.Schedule) -> optax.Gradient
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def scale_by_given_learning_rate() -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the `learning_rate` that every call of `update` is given, an array or a number.
+
+    Keeps no state: for loops whose rate is known outside, such as that of a fine-tuning cycle. Traced, so a new value
+    does not recompile.
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        *,
+        learning_rate: jax.typing.ArrayLike,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params, extra
+        return jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
 def learning_rate_in_force(state: optax.OptState) -> jax.Array:
     """The learning rate that the last update used, from any optimizer state with one such transform in it.
 
