@@ -44,6 +44,8 @@ class SampleResult:
     longest_repeat: float  # Mean share of a completion that its longest run of one byte takes.
     truncated: float  # Share of completions that never ended.
     mean_length: float  # Bytes of a completion.
+    level: int = 1  # Of the hardest prompts, where the task has levels,
+    level_rate: float = 0.0  # and the share of right completions among theirs.
 
 
 @dataclasses.dataclass(frozen=True)

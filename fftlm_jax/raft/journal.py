@@ -1,0 +1,231 @@
+"""What a fine-tuning run has done, phase by phase, so that it can be killed anywhere and goes on to the same result.
+
+    cycles/0003/  plan.json samples.jsonl verdicts.jsonl kept.jsonl weights.npz result.json phases.json
+
+A phase is done once `phases.json` lists its file with its SHA-256. Files appear whole or not at all; what is not listed
+is made again, with the same random numbers. Cycle 0 is supervised fine-tuning. Bytes of text are stored as JSON strings
+of the characters with their numbers (latin-1), so that ASCII stays readable and nothing is lost. No clock is ever read
+here: equal runs have equal files.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fftlm_jax.errors import CheckpointError, SaveError
+from fftlm_jax.raft.cycle_result import CycleResult
+from fftlm_jax.training.run_directory import write_json
+
+_PHASES = "phases.json"
+PLAN, WEIGHTS, RESULT = "plan.json", "weights.npz", "result.json"
+STEPS = "steps/"  # Of the names in WEIGHTS, those that begin so are numbers of the training that made them.
+
+
+class Journal:
+    """The `cycles/` folder of a run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "cycles"
+
+    def folder(self, cycle: int) -> Path:
+        """Folder of a cycle."""
+        return self.root / f"{cycle:04}"
+
+    def once(self, cycle: int, name: str, make: Callable[[], bytes]) -> bytes:
+        """Content of a phase's file: as it was written, or made and written now.
+
+        Raises:
+            SaveError: if it cannot be written.
+        """
+        folder = self.folder(cycle)
+        known = self._phases(cycle)
+        if name in known:
+            content = _read(folder / name)
+            if content is not None and _sha256(content) == known[name]:
+                return content
+        content = make()
+        write_bytes(folder / name, content)
+        write_json(folder / _PHASES, {**known, name: _sha256(content)})
+        return content
+
+    def is_done(self, cycle: int) -> bool:
+        """Whether a cycle's last phase is done."""
+        return RESULT in self._phases(cycle)
+
+    def finished(self) -> int:
+        """How many cycles are done, the supervised one (0) included, counted up to the first that is not.
+
+        Raises:
+            CheckpointError: naming a file of a finished cycle that is missing or changed; nothing was touched.
+        """
+        count = 0
+        while self.is_done(count):
+            for name, digest in self._phases(count).items():
+                content = _read(self.folder(count) / name)
+                if content is None or _sha256(content) != digest:
+                    raise CheckpointError(
+                        f"{self.folder(count) / name} is missing or was changed since it was written; bring it "
+                        f"back, or move cycles/{count:04} and later ones away to have them done again."
+                    )
+            count += 1
+        return count
+
+    def results(self) -> list[CycleResult]:
+        """Results of the finished cycles, in order."""
+        found = []
+        while self.is_done(len(found)):
+            file = self.folder(len(found)) / RESULT
+            try:
+                found.append(CycleResult.from_dict(json.loads(file.read_bytes())))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{file} cannot be read ({error}).") from None
+        return found
+
+    def weights(self, cycle: int) -> dict[str, np.ndarray]:
+        """Weights or adapters that the training of a finished cycle left, by name."""
+        arrays = arrays_of(self.once(cycle, WEIGHTS, lambda: _missing(self.folder(cycle) / WEIGHTS)))
+        return {name: array for name, array in arrays.items() if not name.startswith(STEPS)}
+
+    def parent(self, cycle: int) -> int:
+        """The cycle whose weights a cycle under way or finished starts from, as its plan says."""
+        return int(json.loads(self.once(cycle, PLAN, lambda: _missing(self.folder(cycle) / PLAN)))["parent"])
+
+    def digest(self, cycle: int, name: str) -> str:
+        """SHA-256 of a finished phase's file."""
+        return self._phases(cycle)[name]
+
+    def _phases(self, cycle: int) -> dict[str, str]:
+        file = self.folder(cycle) / _PHASES
+        content = _read(file)
+        if content is None:
+            return {}
+        try:
+            phases = json.loads(content)
+        except ValueError:
+            phases = None
+        if not isinstance(phases, dict):
+            raise CheckpointError(f"{file} cannot be read; move cycles/{cycle:04} and later ones away to redo them.")
+        return phases
+
+
+class PartFile:
+    """Lines of a phase under way, batch by batch; a batch counts once all its lines are there.
+
+    Args:
+        file: beside the phase's own.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def read(self) -> list[Any]:
+        """The whole lines so far; a torn last one is left out."""
+        lines = (_read(self._file) or b"").split(b"\n")[:-1]
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def restart(self, rows: Iterable[Any]) -> None:
+        """Begins again with these rows."""
+        write_bytes(self._file, lines_of(rows))
+
+    def append(self, rows: Iterable[Any]) -> None:
+        """Adds rows at the end."""
+        try:
+            with self._file.open("ab") as file:
+                file.write(lines_of(rows))
+        except OSError as error:
+            raise SaveError(f"{self._file} cannot be written ({error.strerror}).") from None
+
+    def remove(self) -> None:
+        """Forgets all of it."""
+        self._file.unlink(missing_ok=True)
+
+
+def lines_of(rows: Iterable[Any]) -> bytes:
+    """Rows as JSON, one a line."""
+    return b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)
+
+
+def rows_of_lines(content: bytes) -> list[Any]:
+    """The inverse of `lines_of`."""
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """One object as JSON text."""
+    return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
+
+
+def text_of(data: bytes) -> str:
+    """Bytes as a JSON string."""
+    return data.decode("latin-1")
+
+
+def bytes_of(text: str) -> bytes:
+    """The inverse of `text_of`."""
+    return text.encode("latin-1")
+
+
+def array_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """Named arrays as an .npz file, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in sorted(arrays.items())})
+    return buffer.getvalue()
+
+
+def arrays_of(content: bytes) -> dict[str, np.ndarray]:
+    """The inverse of `array_bytes`.
+
+    Raises:
+        ValueError: if the content is no such file, or damaged.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise ValueError(f"not a file of arrays: {error}") from None
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Writes a file so that it is whole or absent.
+
+    Raises:
+        SaveError: if it cannot be written.
+    """
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.rename(file)
+    except OSError as error:
+        raise SaveError(f"{file} cannot be written ({error.strerror}).") from None
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _missing(file: Path) -> bytes:
+    raise CheckpointError(f"{file} is missing or was changed since it was written.")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
