@@ -131,7 +131,9 @@ class Writer:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
             else:
-                print(terminal.feed(data, final=final), end="", flush=True)
+                encoding = sys.stdout.encoding  # Of a pipe or an old terminal it may lack most characters.
+                text = terminal.feed(data, final=final).encode(encoding, "backslashreplace").decode(encoding)
+                print(text, end="", flush=True)
 
         put(begin)
         for piece in pieces:
@@ -165,6 +167,8 @@ def _converse(args: argparse.Namespace, writer: Writer) -> None:
     """Goes on from every line typed, each after all that was typed and written before, until end of file."""
     text = _prompt(args) if args.prompt is not None or args.prompt_file else b""
     for turn in itertools.count():
+        if sys.stdin is None:  # It was closed before the start: nobody can type.
+            return
         if sys.stdin.isatty():
             print("> ", end="", flush=True)
         line = sys.stdin.buffer.readline()
