@@ -90,7 +90,10 @@ def _files(path: str) -> list[tuple[str, Path]]:
 
 def _standard_library() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = [p for p in root.rglob("*.py") if not _STDLIB_SKIPPED.intersection(p.relative_to(root).parts)]
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _STDLIB_SKIPPED]  # Not entered: packages may be many.
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
     if not files:
         raise DataError("data.source: this Python ships no standard-library source; set data.path to a corpus.")
     return sorted((p.relative_to(root).as_posix(), p) for p in files)
