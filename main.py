@@ -21,8 +21,6 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directo
 def main(arguments: list[str]) -> int:
     """Runs the command line and returns the exit code of `fftlm_jax.errors`."""
     from fftlm_jax.errors import RunError, UsageError
-    from fftlm_jax.training.dry_run import dry_run
-    from fftlm_jax.training.loop import run
 
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every save at INFO and WARNING.
     try:
@@ -32,6 +30,12 @@ def main(arguments: list[str]) -> int:
             raise UsageError("--config is missing: pass a config file, for example --config=configs/quickstart.py.")
         name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
         workdir = _WORKDIR.value or f"runs/{name}"
+        if _CONFIG.value.get("task") == "raft":
+            from fftlm_jax.raft.dry_run import dry_run
+            from fftlm_jax.raft.loop import run
+        else:  # Whatever else the task is, it is checked there.
+            from fftlm_jax.training.dry_run import dry_run
+            from fftlm_jax.training.loop import run
         if _DRY_RUN.value:
             dry_run(_CONFIG.value)
         else:

@@ -1,13 +1,13 @@
 """What the next cycle does, a pure function of the results so far: a resumed run plans what a straight one did."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from fftlm_jax.config import RaftConfig
 from fftlm_jax.raft.cycle_lr import CycleLR, adapted
 from fftlm_jax.raft.cycle_result import CycleResult
+from fftlm_jax.raft.rules.history import best_of, two_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +24,10 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def best_cycle(results: Sequence[CycleResult]) -> int:
-    """The cycle with the highest held-out rate, the earliest of equals."""
-    return max(results, key=lambda result: (result.held_out.rate, -result.cycle)).cycle
-
-
 def has_regressed(results: Sequence[CycleResult]) -> bool:
     """Whether the newest cycle lies more than 2 standard errors of the difference below the best."""
-    newest, best = results[-1].held_out, results[best_cycle(results)].held_out
-    return newest.rate < best.rate - 2 * math.hypot(newest.se, best.se)
+    newest, best = results[-1], best_of(results)
+    return newest.held_out.rate < best.held_out.rate - two_errors(newest, best)
 
 
 def rollbacks(results: Sequence[CycleResult]) -> int:
@@ -57,7 +52,7 @@ def next_plan(
         return None
     parent, done = cycle - 1, rollbacks(results)
     if regressed and raft.on_regress == "rollback" and done < raft.rollbacks:
-        parent, done = best_cycle(results), done + 1
+        parent, done = best_of(results).cycle, done + 1
     previous = results[-1].train
     if schedule.kind == "adaptive" and previous is not None:
         if parent != cycle - 1:

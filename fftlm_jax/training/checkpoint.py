@@ -57,7 +57,7 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=retention.AnyPreservationPolicy(policies),
             # Without a best_fn orbax keeps metrics in memory only, and a resumed run would forget its best step.
-            best_fn=_bpb,
+            best_fn=_bpb if keep_best else None,
             best_mode="min",
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,

@@ -7,7 +7,8 @@ import pytest
 from fftlm_jax.config import RaftConfig
 from fftlm_jax.raft.cycle_lr import CycleLR
 from fftlm_jax.raft.cycle_result import CycleResult, HeldOutResult, SampleResult, TrainResult
-from fftlm_jax.raft.planning import best_cycle, has_regressed, next_plan, rollbacks
+from fftlm_jax.raft.planning import has_regressed, next_plan, rollbacks
+from fftlm_jax.raft.rules.history import best_of
 from tests.tiny import tiny
 
 DECAY = CycleLR("exponential", 1e-3, 0.5)
@@ -39,7 +40,7 @@ def history(*rates, parents=None, lr=1e-3, **sampled):
 
 
 def test_the_best_is_the_earliest_of_equals():
-    assert best_cycle(history(0.1, 0.3, 0.2, 0.3)) == 1
+    assert best_of(history(0.1, 0.3, 0.2, 0.3)).cycle == 1
 
 
 def test_a_fall_counts_beyond_two_standard_errors_of_the_difference():

@@ -1,8 +1,8 @@
 """What the losses of one cycle's steps look like: whether they fall, spike or oscillate. Pure functions of a sequence.
 
 Batches scatter by themselves, so a size is asked for that they do not reach. In simulated cycles of 54 steps whose
-losses scatter by 20 % about a level and do nothing else, 1.5 times the running median alone finds a spike in 56 % and
-swings of a tenth an oscillation in 54 %; as below, it is 9 % and 0.2 %.
+losses scatter by 20 % about a level and do nothing else, 1.5 times the running median alone finds a spike in 38 % and
+swings of a tenth an oscillation in 55 %; as below, it is 3 % and 0.1 % (4000 cycles, normal scatter).
 """
 
 import math

@@ -1,0 +1,31 @@
+"""Opens a fine-tuning run for reading: its config and the results of the cycles that are done."""
+
+from pathlib import Path
+
+from fftlm_jax.config import Config, read_config
+from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
+from fftlm_jax.raft.cycle_result import CycleResult
+from fftlm_jax.raft.journal import Journal
+from fftlm_jax.training.run_directory import RunDirectory
+
+
+def open_run(workdir: str | Path) -> tuple[Config, list[CycleResult]]:
+    """Config and results, cycle 0 first.
+
+    Raises:
+        RunError: if there is no such run, or nothing of it is done, or its files were changed.
+    """
+    directory = RunDirectory(workdir)
+    if not directory.has_config:
+        raise UsageError(f"{directory.root} holds no run; name a run directory.")
+    try:
+        config = read_config(directory.read_config(), with_data=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory.config}: {error}") from None
+    if config.task != "raft":
+        raise UsageError(f"{directory.root} is a run of task {config.task!r}; name one of task 'raft'.")
+    journal = Journal(directory.root)
+    results = journal.results()[: journal.finished()]
+    if not results:
+        raise UsageError(f"{directory.root}: no cycle is done yet, not even the supervised one; let it run on.")
+    return config, results
