@@ -173,7 +173,7 @@ def get_config() -> ConfigDict:
     raft.held_out = 1000  # Problems that no training sees: what cycles are compared by.
     raft.first_level = 1  # Of add_long: labelled problems have at most this many digits;
     raft.level_rate = 0.5  # cycles go one digit further whenever this share of the hardest samples is right.
-    raft.sft_epochs = 100  # Passes over the labelled problems; 0 for none.
+    raft.sft_epochs = 50  # Passes over the labelled problems; 0 for none.
     raft.sft_lr = 2e-3  # First learning rate of that, falling to 0 in a line.
     raft.sft_trained = "full"  # What it trains: all weights, or adapters (lora; merged before the first cycle).
     raft.cycles = 8

@@ -1,0 +1,19 @@
+"""Reward-ranked fine-tuning on brackets: complete six to a balanced text of sixteen, from eighty labelled examples.
+
+    python main.py --config=configs/raft_dyck.py --workdir=runs/raft_dyck
+
+Every prompt has many right answers, so cycles are compared by samples, and what must not be lost is their variety.
+Expected result: see experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import raft
+
+
+def get_config() -> ConfigDict:
+    c = raft.get_config()
+    c.model.seq_len = 32
+    c.raft.update(task="dyck", size=16, sft_examples=80, prompts=160, held_out=160)
+    c.raft.update(sft_epochs=150, temperature=1.0, score="sampled", held_out_samples=8)
+    return c
