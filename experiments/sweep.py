@@ -21,8 +21,8 @@ from typing import Any
 
 from experiments.arm_statistics import Summary, compare_arms
 from experiments.children import Children
+from experiments.reached import reached
 from experiments.trials import Trial, parse_arm, parse_grid, trials_of
-from fftlm_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,28 +88,19 @@ def _command(config: str, trial: Trial, folder: Path) -> tuple[list[str], Path]:
 
 def outcome_of(trial: Trial, folder: Path, config: str = "") -> Outcome:
     """Reads what a trial left behind; runs nothing. With `config`, also checks that it was run from that file."""
-    metrics, failed = folder / trial.name / "metrics.jsonl", folder / f"{trial.name}.failed"
-    settings = folder / f"{trial.name}.trial.json"
+    failed, settings = folder / f"{trial.name}.failed", folder / f"{trial.name}.trial.json"
     if settings.exists():
         found, wanted = json.loads(settings.read_text()), _settings(trial, config)
         different = [key for key, value in wanted.items() if value and found[key] != value]
         if different:
             reason = f"{', '.join(different)} differ from what was run in this folder; use another --out"
             return Outcome(trial, "other settings", {}, reason)
-    records = read_metrics(metrics) if metrics.exists() else []
-    evals = [record for record in records if record["kind"] == "eval"]
-    scores = {k: v for k, v in evals[-1].items() if isinstance(v, (int, float))} if evals else {}
-    if evals and _is_saved_at_its_end(folder / trial.name, evals[-1]["step"]):
+    begun, finished, scores = reached(folder / trial.name)
+    if finished:
         return Outcome(trial, "finished", scores)
     if failed.exists():
         return Outcome(trial, "failed", scores, failed.read_text().strip())
-    return Outcome(trial, "cut short" if records else "not run", scores)
-
-
-def _is_saved_at_its_end(workdir: Path, step: int) -> bool:
-    train = json.loads((workdir / "config.json").read_text())["train"]
-    is_last = step == train["steps_per_epoch"] * train["epochs"]
-    return is_last and (workdir / "checkpoints" / str(step) / "manifest.json").exists()
+    return Outcome(trial, "cut short" if begun else "not run", scores)
 
 
 def _settings(trial: Trial, config: str) -> dict[str, Any]:
