@@ -102,7 +102,8 @@ class Writer:
         args, count = self._args, self._args.samples
         stops = [os.fsencode(stop) for stop in args.stop]
         if args.stats:
-            list(self._blocks(prompt, turn, 1))  # Compiles.
+            # Compiles. A plain decoder does so for every length.
+            list(self._blocks(prompt, turn, args.bytes if isinstance(self._decoder, PlainDecoder) else 1))
         start, tally = time.perf_counter(), _Tally()
         pieces = until_stopped(tally.watch(self._blocks(prompt, turn, args.bytes)), count, stops)
         begin = prompt if show_prompt else b""
@@ -110,7 +111,8 @@ class Writer:
             written = self._show(begin, (row for (row,) in pieces))
         else:
             for number, row in enumerate(zip(*pieces), start=1):
-                print(f"=== sample {number}", flush=True)
+                before = "\n" if args.raw and number > 1 else ""  # Raw bytes need not end with a newline.
+                print(f"{before}=== sample {number}", flush=True)
                 written = self._show(begin, row)
         if args.stats:
             print(tally.report(time.perf_counter() - start), file=sys.stderr)

@@ -153,7 +153,13 @@ def step_numbers(directory: Path) -> list[int]:
     """Steps in a checkpoint folder, increasing; stray files and empty folders are no steps."""
     if not directory.is_dir():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir() and any(p.iterdir()))
+    folders = [p for p in directory.iterdir() if is_step_name(p.name) and p.is_dir() and any(p.iterdir())]
+    return sorted(int(folder.name) for folder in folders)
+
+
+def is_step_name(name: str) -> bool:
+    """Whether a folder of this name can be a step: ASCII digits alone (Python counts others as digits too)."""
+    return name.isascii() and name.isdigit()
 
 
 def write_manifest(directory: Path) -> None:

@@ -13,7 +13,7 @@ from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host, read_metric, step_numbers
+from fftlm_jax.training.checkpoint import is_step_name, manifest_fault, read_arrays, read_host, read_metric, step_numbers
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.setup import evaluation_low_pass
 from fftlm_jax.training.step import averaged_params
@@ -82,6 +82,6 @@ def choose_step(checkpoints: Path, which: str) -> int:
     if which == "best":
         scored = [(bpb, step) for step in steps if (bpb := read_metric(checkpoints / str(step))) is not None]
         return min(scored)[1] if scored else steps[-1]
-    if which.isdigit() and int(which) in steps:
+    if is_step_name(which) and int(which) in steps:
         return int(which)
     raise UsageError(f"--step: {which!r} is not best, last or one of the saved steps {steps}.")

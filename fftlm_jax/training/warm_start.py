@@ -12,7 +12,7 @@ import numpy as np
 from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.errors import CheckpointError
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host, step_numbers
+from fftlm_jax.training.checkpoint import is_step_name, manifest_fault, read_arrays, read_host, step_numbers
 
 # The part of `model` that decides which arrays there are; the rest stays the new run's own.
 ARCHITECTURE = (
@@ -32,7 +32,7 @@ def checkpoint_step(checkpoint: str) -> Path:
     path = Path(checkpoint).resolve()
     steps = (
         [path]
-        if path.name.isdigit() and path.parent.name == "checkpoints"
+        if is_step_name(path.name) and path.parent.name == "checkpoints"
         else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
     )
     faults = {step: manifest_fault(step) for step in reversed(steps)}
