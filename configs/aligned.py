@@ -119,6 +119,9 @@ def get_config() -> ConfigDict:
     train.batch_stages = (1,)
     train.steps_per_epoch = 1000  # Optimizer steps that make an "epoch".
     train.epochs = 50
+    train.skip_nonfinite = (
+        0  # Steps in a row with a NaN or infinite loss or gradient that are passed over; then it ends.
+    )
     train.log_every = 10  # Steps between console lines and TensorBoard points; metrics.jsonl has every step.
 
     c.eval = evaluation = ConfigDict()

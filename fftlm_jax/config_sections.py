@@ -122,6 +122,7 @@ class TrainConfig:
     batch_stages: tuple = key()
     steps_per_epoch: int = key(at_least(1))
     epochs: int = key(at_least(1))
+    skip_nonfinite: int = key(at_least(0))
     log_every: int = key(at_least(1))
 
 

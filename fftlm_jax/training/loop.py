@@ -266,7 +266,10 @@ class TrainingRun:
         if not metrics.finite:
             first, micro_batches = self._windows_of(done - 1)
             offsets = self.windows.offsets(first, micro_batches * self.config.train.batch_size).tolist()
-            raise self.recorder.nonfinite(done, metrics, self.controller.cutoff, offsets)
+            error = self.recorder.nonfinite(done, metrics, self.controller.cutoff, offsets)
+            if metrics.halted:
+                raise error
+            return  # Passed over; neither the curriculum nor an average sees its loss.
         self.train_loss = float(metrics.loss)
         self.controller.record(self.train_loss)
         self.epoch_loss = [self.epoch_loss[0] + self.train_loss, self.epoch_loss[1] + 1]

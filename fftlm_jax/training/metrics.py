@@ -68,7 +68,8 @@ class MetricsLog:
 
 def _outlives_resume(record: Record, step: int) -> bool:
     event = record.get("event")
-    return event == "nonfinite" or (event == "checkpoint_saved" and record["step"] <= step)
+    failed = event == "nonfinite" and not record.get("skipped")  # One that was passed over will be met again.
+    return failed or (event == "checkpoint_saved" and record["step"] <= step)
 
 
 @contextlib.contextmanager

@@ -167,15 +167,20 @@ class Recorder:
         self.log.text("raise", step, line)
 
     def nonfinite(self, done: int, metrics: StepMetrics, cutoff: int, offsets: Sequence[int]) -> NonFiniteError:
-        """Logs a step whose update was not made, and returns the error that ends the run."""
+        """Logs a step whose update was not made, and returns the error that ends the run if it was not passed over."""
         loss, grad_norm, lr = float(metrics.loss), float(metrics.grad_norm), float(metrics.learning_rate)
-        facts = {"loss": loss, "grad_norm": grad_norm, "cutoff": cutoff, "lr": lr}
+        facts = {"loss": loss, "grad_norm": grad_norm, "cutoff": cutoff, "lr": lr, "skipped": not metrics.halted}
         self.log.write("event", done, event="nonfinite", **facts, offsets=list(offsets))
         self.log.flush()
-        return NonFiniteError(
+        what = (
             f"step {done}: loss {loss}, gradient norm {grad_norm} at cutoff {cutoff}, LR {lr:.1e}; the update was not "
-            f"made. Its batch begins at corpus offset {offsets[0]} (all in metrics.jsonl). Lower lr.base (with "
-            "--config.resume.allow=lr.base) and run the same command: it resumes from the last checkpoint."
+            f"made. Its batch begins at corpus offset {offsets[0]} (all in metrics.jsonl)."
+        )
+        if not metrics.halted:
+            self.console.say(f"{what} Passed over, as train.skip_nonfinite allows.")
+        return NonFiniteError(
+            f"{what} Lower lr.base (with --config.resume.allow=lr.base) and run the same command: it resumes from the "
+            "last checkpoint."
         )
 
     def evaluated(self, done: int, scores: dict[str, Any], cutoff: int, train_seconds: float, sample: bytes) -> None:

@@ -13,7 +13,14 @@ from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training.checkpoint import is_step_name, manifest_fault, read_arrays, read_host, read_metric, step_numbers
+from fftlm_jax.training.checkpoint import (
+    is_step_name,
+    manifest_fault,
+    read_arrays,
+    read_host,
+    read_metric,
+    step_numbers,
+)
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.setup import evaluation_low_pass
 from fftlm_jax.training.step import averaged_params

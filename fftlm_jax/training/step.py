@@ -5,7 +5,8 @@ that changes every step (data, the learning rate's events) is traced.
 
 A step whose loss, gradient or update is not finite changes nothing and sets `halted`, after which later steps change
 nothing either: the state was donated, so there is no going back, and the host, which lags one step behind, may already
-have sent the next.
+have sent the next. With `train.skip_nonfinite`, as many steps in a row are passed over first: to the optimizer their
+gradient is 0, so that schedules and events go on, and no weight moves.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,8 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     ema: optax.EmaState | None  # Running average of the weights, not yet divided by its total weight; None for none.
     step: jax.Array  # int32 scalar
-    halted: jax.Array  # bool scalar: a non-finite step was met; nothing changes any more.
+    skipped: jax.Array  # int32 scalar: non-finite steps in a row that were passed over.
+    halted: jax.Array  # bool scalar: a non-finite step was met, and one too many; nothing changes any more.
 
 
 class StepMetrics(NamedTuple):
@@ -49,6 +51,7 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array
     learning_rate: jax.Array
     finite: jax.Array
+    halted: jax.Array
     radial: dict[str, RadialStats]
     spectrum_update_K: jax.Array | None
 
@@ -87,6 +90,7 @@ def new_state(config: Config, params: Params, tx: optax.GradientTransformation) 
         opt_state=tx.init(trained(config, params)),
         ema=average.init(params) if average else None,
         step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
         halted=jnp.zeros((), bool),
     )
 
@@ -110,7 +114,7 @@ def make_train_step(
         `step(state, windows, restart, pulse, reduce_by) -> (state, metrics)`, donating `state`. `windows` is uint8
         [accum_steps, batch_size, seq_len + chunk]; the last three are the scalars of `events`.
     """
-    objective = config.objective
+    objective, limit = config.objective, config.train.skip_nonfinite
     dropout_key = jax.random.key(config.seed + 1) if config.model.dropout else None
     average = averaging(config)
 
@@ -150,23 +154,32 @@ def make_train_step(
             totals, _ = jax.lax.scan(micro_step, zeros, (windows_ABW, keys))
         (loss, (next_byte, chunk)), grads = jax.tree.map(lambda x: x / accum_steps, totals)
 
+        grad_norm = optax.tree.norm(grads)
+        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if limit:
+            grads = jax.tree.map(lambda g: jnp.where(sound, g, 0), grads)
         updates, opt_state = tx.update(
             grads, state.opt_state, learned, restart=restart, pulse=pulse, reduce_by=reduce_by
         )
-        grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(updates))
-        commit = finite & ~state.halted
+        sane_update = jnp.isfinite(optax.tree.norm(updates))
+        commit = sound & sane_update & ~state.halted
         params = {**state.params, **optax.apply_updates(learned, updates)}
         ema = average.update(params, state.ema)[1] if average else None
-        advanced = TrainState(params, opt_state, ema, state.step + 1, state.halted)
+        advanced = TrainState(params, opt_state, ema, state.step + 1, jnp.zeros_like(state.skipped), state.halted)
         kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state)
-        return kept._replace(halted=~commit), StepMetrics(
+        if limit:
+            passed = ~sound & sane_update & ~state.halted & (state.skipped < limit)
+            over = state._replace(opt_state=opt_state, step=state.step + 1, skipped=state.skipped + 1)
+            kept = jax.tree.map(lambda new, old: jnp.where(passed, new, old), over, kept)
+        halted = ~(commit | passed) if limit else ~commit
+        return kept._replace(halted=halted), StepMetrics(
             loss,
             next_byte,
             chunk,
             grad_norm,
             learning_rate_in_force(opt_state),
             commit,
+            halted,
             radial_statistics(opt_state),
             _spectrum_update(updates),
         )

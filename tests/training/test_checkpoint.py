@@ -16,7 +16,7 @@ from fftlm_jax.training.verify import state_hash
 def make_state(value: float = 1.0) -> TrainState:
     params = {"a": {"b": jnp.full((3, 4), value)}, "c": jnp.arange(5, dtype=jnp.bfloat16)}
     tx = optax.chain(optax.scale_by_adam(), scale_by_sawtooth((Stage(0, 9, 1.0, 0.1),), 0.1))
-    return TrainState(params, tx.init(params), None, jnp.int32(7), jnp.array(False))
+    return TrainState(params, tx.init(params), None, jnp.int32(7), jnp.int32(0), jnp.array(False))
 
 
 HOST = {"controller": {"cutoff": 4, "losses": [0.1, 1 / 3, 5e-324], "raises": []}}

@@ -1,5 +1,7 @@
 """The jitted step: accumulation, raises, non-finite numbers, and no second compilation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from fftlm_jax.training import setup
 from fftlm_jax.training.compiler import StepCompiler, StepVariant
 from fftlm_jax.training.step import events, make_train_step
 from tests.tiny import tiny
+from tests.training.poison import poison_windows
 
 NO_EVENT = events(Answer())
 
@@ -124,6 +127,45 @@ def test_a_nonfinite_step_changes_nothing_and_halts(poison):
     again, metrics = step(healed, bench.batch(2), *NO_EVENT)
     assert not metrics.finite, "later steps change nothing either: the host may have sent one before it knew"
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again)[:3], kept[:3])
+
+
+def test_nonfinite_steps_in_a_row_are_passed_over_up_to_a_limit(monkeypatch):
+    poison_windows(monkeypatch)
+    bench = Bench(train__skip_nonfinite=2)
+    step = bench.step_at(4)
+    bad = bench.batch(1).copy()
+    bad[0, 0, 5] = 255
+
+    def advance(windows, reduce_by=1.0):
+        before = jax.device_get(bench.state)
+        bench.state, metrics = step(bench.state, windows, *events(Answer(reduce_by=reduce_by)))
+        after = jax.device_get(bench.state)
+        moved = any(jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), before.params, after.params)))
+        return moved, bool(metrics.finite), bool(metrics.halted), int(after.step), int(after.skipped)
+
+    assert advance(bench.batch(0)) == (True, True, False, 1, 0)
+    assert advance(bad) == (False, False, False, 2, 1)
+    assert advance(bad) == (False, False, False, 3, 2)
+    assert advance(bench.batch(2)) == (True, True, False, 4, 0), "a sound step begins the count anew"
+    lr = float(sawtooth_learning_rate(bench.state.opt_state))
+    assert advance(bad, reduce_by=0.5) == (False, False, False, 5, 1)
+    assert advance(bad)[-1] == 2 and advance(bad)[1:] == (False, True, 6, 2)
+    assert advance(bench.batch(3))[:3] == (False, False, True), "halted is halted"
+    reduced = float(sawtooth_learning_rate(bench.state.opt_state))
+    assert reduced < 0.6 * lr, "an event at a step that is passed over is not lost"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(bench.state)))
+
+
+def test_allowing_skips_changes_nothing_for_sound_steps():
+    states = []
+    for limit in (0, 3):
+        bench = Bench(train__skip_nonfinite=limit)
+        step = bench.step_at(4)
+        for i in range(3):
+            bench.state, _ = step(bench.state, bench.batch(i), *NO_EVENT)
+        states.append(jax.device_get(bench.state))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)  # XLA fuses the two differently.
+    jax.tree.map(close, *states)
 
 
 def test_a_nonfinite_update_of_finite_gradients_is_caught():
