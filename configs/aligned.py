@@ -165,8 +165,9 @@ def get_config() -> ConfigDict:
     profile.start = 10  # First step of the profiler window (trace under <workdir>/profile).
     profile.steps = 0  # Length of the window; 0 for none.
 
-    # Of task "raft" (configs/experimental/): supervised fine-tuning on a few labelled answers, then cycles of sample,
-    # verify, keep, fine-tune. Of the other sections it uses seed, model, optim, init, resume and checkpoint.
+    # Of task "raft": supervised fine-tuning on a few labelled answers, then cycles of sample, verify, keep, fine-tune.
+    # Of the rest it uses seed, model, optim, init and resume; checkpoint.every (steps between snapshots of a training)
+    # and keep_last; and, started from a language model, data and eval for the text whose forgetting it measures.
     c.raft = raft = ConfigDict()
     raft.task = "add"  # add 12+07=019, add_long (1 to size digits), sort 31524>12345, dyck (brackets) or countdown.
     raft.size = 2  # Digits (add, add_long, sort), length in bytes (dyck), given numbers (countdown).
@@ -177,7 +178,7 @@ def get_config() -> ConfigDict:
     raft.first_level = 1  # Of add_long: labelled problems have at most this many digits;
     raft.level_rate = 0.5  # cycles go one digit further whenever this share of the hardest samples is right.
     raft.sft_epochs = 50  # Passes over the labelled problems; 0 for none.
-    raft.sft_lr = 2e-3  # First learning rate of that, falling to 0 in a line.
+    raft.sft_lr = 2e-3  # Peak learning rate of that, after a tenth of its steps; then it falls to 0 in a line.
     raft.sft_trained = "full"  # What it trains: all weights, or adapters (lora; merged before the first cycle).
     raft.cycles = 8
     raft.trained = "lora"  # What cycles train: adapters with AdamW, or all weights (full) with optim.name.
@@ -189,12 +190,15 @@ def get_config() -> ConfigDict:
     raft.temperature = 1.0  # Of those.
     raft.top_p = 1.0  # Of those: keep the likeliest bytes of this total probability.
     raft.rows = 256  # Completions that are sampled side by side.
-    raft.filter = "verified"  # Keep what the verifier accepts; or as many at random, the control.
+    raft.filter = "verified"  # Keep what the verifier accepts; or as many samples at random, the control.
     raft.per_prompt = 4  # Different kept completions per prompt, at most.
     raft.drop_solved = False  # Leave out prompts whose every completion was right.
-    raft.budget = 0  # Kept completions per cycle, at most; 0 for all.
+    # Kept completions per cycle, at most: a number, or one per cycle, the last one held; 0 for all. The control keeps
+    # that many; with 0, as many as the verifier would have kept of the control's own samples.
+    raft.budget = either(0)
     # Each cycle trains on from the last one's weights (continue); or adapters begin anew from the first weights, on all
-    # that was kept so far (restart); or they are merged and new ones begun (merge).
+    # that was kept on the way here (restart; budget and per_prompt hold for each cycle's share); or they are merged and
+    # new ones begun (merge).
     raft.start = "continue"
     raft.anchor = 0.0  # Share of labelled problems mixed into what a cycle trains on.
     raft.batch_size = 128  # Answers per step.

@@ -5,9 +5,9 @@
     python -m experiments.raft_lr --out=runs/raft_lr_inter --interactions --jobs=2    # the card's four interactions
 
 Per seed, supervised fine-tuning is done once and every arm starts from its weights, so that arms differ in nothing but
-what their names say. Beside the card's three schedules there are two that constant rates must be told from: a constant
-rate with the same sum over all steps as each falling one ("equal area": a falling rate is also a smaller one), and the
-random filter, which trains on as many samples without asking the verifier.
+what their names say. Beside the card's three schedules there are controls: for each falling rate a constant one with
+the same sum over cycles ("area": a falling rate is also a smaller one), and the random filter, which in every cycle
+trains on as many samples as the constant arm of its seed kept, without asking the verifier.
 """
 
 import argparse
@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.raft_lr_figure import draw
-from experiments.sweep import Outcome, add_options, conduct, exit_code, report, run_all, write_results
+from experiments.sweep import Outcome, add_options, conduct, exit_code, outcome_of, report, run_all, write_results
 from experiments.trials import Trial
 from fftlm_jax.raft import CycleLR, lr_area
+from fftlm_jax.raft.journal import Journal
 
 CONFIG = "configs/raft.py"
 _NO_ONE_STEPS_IN = "raft.on_regress=continue"
@@ -26,25 +27,25 @@ _CYCLES = 8
 _DECAYS = {"decay 0.85": 0.85, "decay 0.70": 0.70}
 BASELINE = "constant"
 
-# The card's four interactions: the key and the values beside the base config's own.
+# The card's four interactions: the key and the values beside the base config's own. Data is what a cycle keeps at most:
+# pools of other sizes would hold out other problems.
 INTERACTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rank": ("raft.lora_rank", ("4", "64")),
     "batch": ("raft.batch_size", ("32", "512")),
     "temperature": ("raft.temperature", ("0.7", "1.6")),
-    "data": ("raft.prompts", ("375", "6000")),
+    "data": ("raft.budget", ("75", "150")),
 }
-_RATES = ("0.5", "1.0", "2.0")  # Times the base rate of the config.
+_RATES = (0.5, 1.0, 2.0)  # Times the base rate.
 
 
-def schedule_arms() -> dict[str, tuple[str, ...]]:
-    """The card's three schedules, the constant rates of equal area, and the control."""
-    arms: dict[str, tuple[str, ...]] = {BASELINE: ("raft.lr=constant",)}
+def schedule_arms(base: float, cycles: int) -> dict[str, tuple[str, ...]]:
+    """The card's three schedules and the constant rates of equal area."""
+    arms: dict[str, tuple[str, ...]] = {BASELINE: ("raft.lr=constant", f"raft.lr_base={base:.6g}")}
     for name, decay in _DECAYS.items():
-        arms[name] = ("raft.lr=exponential", f"raft.lr_decay={decay}")
+        arms[name] = ("raft.lr=exponential", f"raft.lr_decay={decay}", f"raft.lr_base={base:.6g}")
     for name, decay in _DECAYS.items():
-        share = lr_area(CycleLR("exponential", 1.0, decay), _CYCLES) / _CYCLES
-        arms[f"constant, area of {name}"] = ("raft.lr=constant", f"raft.lr_base={{base}}*{share:.4f}")
-    arms["random filter"] = ("raft.lr=constant", "raft.filter=random")
+        equal = base * lr_area(CycleLR("exponential", 1.0, decay), cycles) / cycles
+        arms[f"constant, area of {name}"] = ("raft.lr=constant", f"raft.lr_base={equal:.6g}")
     return arms
 
 
@@ -54,38 +55,43 @@ def grid_arms() -> dict[str, tuple[str, ...]]:
     return {**arms, "absolute 5e-5": ("raft.lr_unit=absolute", "raft.lr_base=5e-5")}
 
 
-def interaction_arms() -> dict[str, tuple[str, ...]]:
+def interaction_arms(base: float) -> dict[str, tuple[str, ...]]:
     """Every value of every interaction at three rates, and the base at the same three."""
     settings = [("base", ())]
     for name, (key, values) in INTERACTIONS.items():
         settings += [(f"{name} {value}", (f"{key}={value}",)) for value in values]
     return {
-        f"{name}, lr x {rate}": (*overrides, f"raft.lr_base={{base}}*{rate}")
+        f"{name}, lr x {rate}": (*overrides, f"raft.lr_base={base * rate:.6g}")
         for name, overrides in settings
         for rate in _RATES
     }
 
 
-def trials(arms: dict[str, tuple[str, ...]], seeds: int, cycles: int, folder: Path, base: float) -> list[Trial]:
+def trials(arms: dict[str, tuple[str, ...]], seeds: Sequence[int], cycles: int, folder: Path) -> list[Trial]:
     """Every arm and seed, on the supervised weights of that seed; seeds vary slowest."""
-    found = []
-    for seed in range(seeds):
-        start = (f"init.checkpoint={folder / supervised(seed).name}", "raft.sft_epochs=0", f"raft.cycles={cycles}")
-        for arm, overrides in arms.items():
-            numbers = tuple(_resolved(override, base) for override in overrides)
-            found.append(Trial(arm, (*start, _NO_ONE_STEPS_IN, *numbers), seed))
-    return found
+    return [
+        Trial(arm, (*_start(seed, cycles, folder), *overrides), seed)
+        for seed in seeds
+        for arm, overrides in arms.items()
+    ]
+
+
+def _start(seed: int, cycles: int, folder: Path) -> tuple[str, ...]:
+    weights = f"init.checkpoint={folder / supervised(seed).name}"
+    return (weights, "raft.sft_epochs=0", f"raft.cycles={cycles}", _NO_ONE_STEPS_IN)
+
+
+def control(constant: Trial, base: float, cycles: int, folder: Path) -> Trial:
+    """The random filter beside a finished run of the constant rate, keeping as many samples in every cycle."""
+    results = Journal(folder / constant.name).results()
+    kept = tuple(result.samples.kept for result in results if result.samples)
+    overrides = (f"raft.lr_base={base:.6g}", "raft.filter=random", f"raft.budget={kept}".replace(" ", ""))
+    return Trial("random filter", (*_start(constant.seed, cycles, folder), *overrides), constant.seed)
 
 
 def supervised(seed: int) -> Trial:
     """The run that all arms of a seed start from."""
     return Trial("supervised", ("raft.cycles=0",), seed)
-
-
-def _resolved(override: str, base: float) -> str:
-    """`key={base}*0.5` with the product in place of it."""
-    key, _, factor = override.partition("={base}*")
-    return f"{key}={base * float(factor):.6g}" if factor else override
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,14 +106,27 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--interactions", action="store_true", help="rank, batch, temperature, data against the rate")
     add_options(parser)
     args = parser.parse_args(arguments)
-    is_short = args.grid or args.interactions
-    arms = grid_arms() if args.grid else interaction_arms() if args.interactions else schedule_arms()
-    planned = trials(arms, args.seeds, args.cycles or (4 if is_short else _CYCLES), args.out.resolve(), args.base)
+    cycles = args.cycles or (4 if args.grid or args.interactions else _CYCLES)
+    if args.grid:
+        arms, baseline = grid_arms(), "sft_lr x 1.0"
+    elif args.interactions:
+        arms, baseline = interaction_arms(args.base), "base, lr x 1.0"
+    else:
+        arms, baseline = schedule_arms(args.base, cycles), BASELINE
+    folder = args.out.resolve()
+    planned = trials(arms, range(args.seeds), cycles, folder)
+    if args.index is not None and not 0 <= args.index < len(planned):
+        parser.error(f"--index: {args.index} is outside 0..{len(planned) - 1}")
     if not (args.list or args.report):
-        code = exit_code(run_all(CONFIG, [supervised(seed) for seed in range(args.seeds)], args.out, args.jobs))
+        seeds = range(args.seeds) if args.index is None else [planned[args.index].seed]
+        code = exit_code(run_all(CONFIG, [supervised(seed) for seed in seeds], args.out, args.jobs))
         if code:
             return code
-    baseline = "sft_lr x 1.0" if args.grid else "base, lr x 1.0" if args.interactions else BASELINE
+        if baseline == BASELINE and args.index is None:  # The controls are made of what these keep.
+            run_all(CONFIG, planned, args.out, args.jobs)
+    if baseline == BASELINE and args.index is None and not args.list:
+        done = [t for t in planned if t.arm == BASELINE and outcome_of(t, args.out, CONFIG).status == "finished"]
+        planned += [control(trial, args.base, cycles, folder) for trial in done]
     return conduct(parser, args, CONFIG, planned, lambda outcomes: write_report(outcomes, args.out, baseline))
 
 

@@ -32,7 +32,7 @@ def draw(outcomes: Sequence[Outcome], folder: Path, file: Path) -> None:
         lrs = [result.train.lr if result.train else np.nan for result in runs[0][1:]]
         right.plot(cycles[1:], lrs, style, color=color, marker=".")
     left.set_xlabel("cycle")
-    left.set_ylabel("held-out problems answered right, % (greedy)")
+    left.set_ylabel("held-out problems answered right, %")
     right.set_xlabel("cycle")
     right.set_ylabel("learning rate")
     right.set_ylim(bottom=0)

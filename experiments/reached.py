@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fftlm_jax.raft.journal import Journal
+from fftlm_jax.raft.recorder import has_finished
 from fftlm_jax.raft.rules.history import best_of
 from fftlm_jax.training.metrics import read_metrics
 
@@ -23,7 +24,7 @@ def reached(workdir: Path) -> Reached:
     if not config.exists():
         return Reached(False, False, {})
     values = json.loads(config.read_text())
-    return _cycles(workdir, values) if values["task"] == "raft" else _steps(workdir, values["train"])
+    return _cycles(workdir) if values["task"] == "raft" else _steps(workdir, values["train"])
 
 
 def _steps(workdir: Path, train: dict[str, int]) -> Reached:
@@ -38,7 +39,7 @@ def _steps(workdir: Path, train: dict[str, int]) -> Reached:
     return Reached(True, finished, {k: v for k, v in evals[-1].items() if isinstance(v, (int, float))})
 
 
-def _cycles(workdir: Path, values: dict) -> Reached:
+def _cycles(workdir: Path) -> Reached:
     """Held-out rates of wrong answers, so that lower is better as everywhere else, and what became of them."""
     results = Journal(workdir).results()
     if not results:
@@ -55,4 +56,4 @@ def _cycles(workdir: Path, values: dict) -> Reached:
         "lr_area": sum(result.train.lr_area for result in results if result.train),
         "gold_loss": results[-1].held_out.gold_loss,
     }
-    return Reached(True, results[-1].cycle == values["raft"]["cycles"], scores)
+    return Reached(True, has_finished(workdir / "metrics.jsonl"), scores)

@@ -36,6 +36,11 @@ def _training(config: Any) -> Iterator[str]:
         yield f"config.raft.lora_targets: {raft.lora_targets!r} must name matrices, such as ('w_in', 'w_out')."
     if raft.max_epochs < raft.epochs:
         yield f"config.raft.max_epochs: {raft.max_epochs} is less than epochs {raft.epochs}; raise it."
+    budgets = raft.budget if isinstance(raft.budget, tuple) else (raft.budget,)
+    if not budgets or not all(isinstance(b, int) and not isinstance(b, bool) and b >= 0 for b in budgets):
+        yield f"config.raft.budget: {raft.budget!r} must be a whole number of at least 0, or one per cycle."
+    if raft.reversed_answer and raft.task != "add":
+        yield f"config.raft.reversed_answer: is for task 'add', not for {raft.task!r}; set it to False."
     if raft.temperature == 0 and raft.samples > 1:
         yield "config.raft.temperature: at 0 all samples of a prompt are the same; raise it, or take one sample."
     if raft.trained == "full" and raft.start == "merge":
@@ -43,7 +48,7 @@ def _training(config: Any) -> Iterator[str]:
 
 
 def _schedule(raft: Any) -> Iterator[str]:
-    bad = [r for r in raft.lr_rates if isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 < r < math.inf]
+    bad = [rate for rate in raft.lr_rates if not _is_rate(rate)]
     if bad:
         yield f"config.raft.lr_rates: {bad[0]!r} is no learning rate; write numbers above 0."
     if raft.lr == "manual" and not raft.lr_rates:
@@ -53,3 +58,11 @@ def _schedule(raft: Any) -> Iterator[str]:
     if raft.lr_yaml and (raft.lr != "constant" or raft.lr_rates):
         other = "lr_rates" if raft.lr_rates else f"lr {raft.lr!r}"
         yield f"config.raft.lr_yaml: raft.{other} is another schedule; keep one of the two (raft.lr='constant')."
+
+
+def _is_rate(value: Any) -> bool:
+    """Whether a value is a number above 0, or the text of one."""
+    try:
+        return not isinstance(value, bool) and 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        return False

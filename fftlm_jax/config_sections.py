@@ -210,7 +210,7 @@ class RaftConfig:
     filter: str = key(one_of("verified", "random"))
     per_prompt: int = key(at_least(1))
     drop_solved: bool = key()
-    budget: int = key(at_least(0))
+    budget: int | tuple = key()
     start: str = key(one_of("continue", "restart", "merge"))
     anchor: float = key(from_zero_below(1))
     batch_size: int = key(at_least(1))

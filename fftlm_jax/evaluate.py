@@ -131,6 +131,8 @@ def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, l
     """The run's corpus. Where it is gone or changed and --text stands in for it, None and a note."""
     if args.text and not args.generate:
         return None, []
+    if saved.config.task == "raft" and not args.text:
+        raise UsageError("--text: a fine-tuned run has no text of its own to be scored on; name one.")
     no_copies = "No copies from the training text were looked for:"
     try:
         corpus = load_run_corpus(saved.config)

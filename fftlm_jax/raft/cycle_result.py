@@ -1,8 +1,8 @@
 """What a cycle of reward-ranked fine-tuning showed: the numbers that the journal keeps, the advisor reads and the
 report draws.
 
-Rates are fractions of verified completions. `held_out_rate` is the one that cycles are compared by, on prompts that no
-training ever sees; the others are of the prompts that were trained on, before that training.
+Rates are fractions of verified completions. `held_out.rate` is the one that cycles are compared by, on prompts that no
+training ever sees; those of `samples` are of the prompts that were trained on, before that training.
 """
 
 import dataclasses
@@ -46,6 +46,7 @@ class SampleResult:
     mean_length: float  # Bytes of a completion.
     level: int = 1  # Of the hardest prompts, where the task has levels,
     level_rate: float = 0.0  # and the share of right completions among theirs.
+    errors: int = 0  # Completions that the verifier could not judge; they are not right, but nor are they wrong.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,19 +19,24 @@ def dry_run(values: Mapping[str, Any]) -> None:
     Raises:
         RunError: whatever would stop a real run before its first step.
     """
-    config = config_of(values)
+    config = setup.with_yaml_text(config_of(values))
     raft = config.raft
     task, pools = setup.task_of(config)
     schedule, lora = setup.schedule_of(config), setup.lora_of(config)
     abstract = build(config.model)[1]
-    adapters = jax.eval_shape(lambda params: init_adapters(params, lora, config.seed), abstract)
+    adapters = {}
+    if "lora" in (raft.trained, raft.sft_trained):
+        adapters = jax.eval_shape(lambda params: init_adapters(params, lora, config.seed), abstract)
+    if config.init.checkpoint:
+        setup.first_weights(config)
     print(f"raft: {to_dict(config)['raft']}")
     for name, pool in pools._asdict().items():
         shown = ", ".join(repr(problem.prompt + problem.answer)[1:] for problem in pool[:3])
         print(f"{name}: {len(pool)} problems, such as {shown}")
     steps = raft.sft_epochs * steps_per_epoch(len(pools.sft), raft.batch_size)
     print(f"supervised: {steps} steps of up to {raft.batch_size} answers on {_size(abstract):,} parameters")
-    print(f"adapters: {_size(adapters):,} parameters at {', '.join(adapters)}")
+    if "lora" in (raft.trained, raft.sft_trained):
+        print(f"adapters: {_size(adapters):,} parameters at {', '.join(adapters)}")
     print(f"a cycle: {len(pools.raft) * raft.samples:,} samples of up to {task.longest_answer} bytes")
     print(f"learning rates: {', '.join(f'{schedule(n):.3g}' for n in range(1, raft.cycles + 1))}")
     print("nothing was written")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fftlm_jax.errors import NonFiniteError
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.raft.journal import array_bytes, arrays_of, write_bytes
 from fftlm_jax.training.fine_tune import FineTuneState, FineTuneStep, Rows
@@ -54,6 +55,9 @@ def fit(
 
     Returns:
         What came out, or None if it was paused.
+
+    Raises:
+        NonFiniteError: at a step whose loss, gradient or update is not finite.
     """
     # The step donates its state, and what the caller holds must outlive it.
     state = FineTuneState(jax.tree.map(jnp.array, trained), tx.init(trained), jnp.zeros((), jnp.int32))
@@ -64,6 +68,13 @@ def fit(
             continue
         state, metrics = step(base, state, rows, np.float32(rate), key)
         numbers[index] = [float(value) for value in metrics]
+        if not np.isfinite(numbers[index]).all():
+            loss, grad_norm, _ = numbers[index]
+            raise NonFiniteError(
+                f"step {index + 1} of {len(rates)}: loss {loss}, gradient norm {grad_norm} at LR {rate:.1e}; nothing "
+                f"of it was saved. Move cycles/{snapshot.parent.name} away, lower raft.lr_base or raft.sft_lr (with "
+                "--config.resume.allow=raft) and run the same command: it begins that cycle anew."
+            )
         is_paused = pause(index + 1)
         if is_paused or (index + 1) % every == 0:
             _save(snapshot, state, numbers)

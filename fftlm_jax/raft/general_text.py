@@ -1,36 +1,34 @@
 """What fine-tuning forgets: bits per byte of general text, where a run began from a trained language model."""
 
-import json
+import dataclasses
 
 from flax import nnx
 
 from fftlm_jax.config import Config
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.raft.origin import Origin
 from fftlm_jax.training.evaluation import summary
 from fftlm_jax.training.held_out import HeldOut
 from fftlm_jax.training.setup import load_run_corpus
-from fftlm_jax.training.warm_start import checkpoint_step
 
 
 class GeneralText:
-    """The held-out part of the config's corpus, read when it is first scored."""
+    """The held-out part of the corpus that the config's `data` names, in the windows that the model was trained on.
 
-    def __init__(self, config: Config, graph: nnx.GraphDef) -> None:
-        self._config, self._graph = config, graph
-        self._is_scored = _began_from_language_model(config.init.checkpoint)
+    Raises:
+        DataError: if there is no such corpus.
+    """
+
+    def __init__(self, config: Config, graph: nnx.GraphDef, origin: Origin) -> None:
         self._held_out: HeldOut | None = None
+        self._cutoff = origin.cutoff
+        if origin.text_window is not None:
+            model = dataclasses.replace(config.model, seq_len=origin.text_window)
+            self._config = dataclasses.replace(config, model=model)
+            self._held_out = HeldOut(self._config, graph, load_run_corpus(self._config).held_out)
 
-    def bpb(self, params: Params, cutoff: int) -> float | None:
+    def bpb(self, params: Params) -> float | None:
         """Next-byte bits per byte, or None where the first weights had not learned any text."""
-        if not self._is_scored:
-            return None
         if self._held_out is None:
-            self._held_out = HeldOut(self._config, self._graph, load_run_corpus(self._config).held_out)
-        return summary(self._held_out.tally(params, cutoff), self._config.objective)["bpb"]
-
-
-def _began_from_language_model(checkpoint: str) -> bool:
-    if not checkpoint:
-        return False
-    config = json.loads((checkpoint_step(checkpoint).parent.parent / "config.json").read_text())
-    return config.get("task", "train") == "train"
+            return None
+        return summary(self._held_out.tally(params, self._cutoff), self._config.objective)["bpb"]

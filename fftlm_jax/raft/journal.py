@@ -24,7 +24,7 @@ from fftlm_jax.raft.cycle_result import CycleResult
 from fftlm_jax.training.run_directory import write_json
 
 _PHASES = "phases.json"
-PLAN, WEIGHTS, RESULT = "plan.json", "weights.npz", "result.json"
+PLAN, KEPT, WEIGHTS, RESULT = "plan.json", "kept.jsonl", "weights.npz", "result.json"
 STEPS = "steps/"  # Of the names in WEIGHTS, those that begin so are numbers of the training that made them.
 
 
@@ -55,10 +55,6 @@ class Journal:
         write_json(folder / _PHASES, {**known, name: _sha256(content)})
         return content
 
-    def is_done(self, cycle: int) -> bool:
-        """Whether a cycle's last phase is done."""
-        return RESULT in self._phases(cycle)
-
     def finished(self) -> int:
         """How many cycles are done, the supervised one (0) included, counted up to the first that is not.
 
@@ -66,7 +62,7 @@ class Journal:
             CheckpointError: naming a file of a finished cycle that is missing or changed; nothing was touched.
         """
         count = 0
-        while self.is_done(count):
+        while self.has(count, RESULT):
             for name, digest in self._phases(count).items():
                 content = _read(self.folder(count) / name)
                 if content is None or _sha256(content) != digest:
@@ -80,7 +76,7 @@ class Journal:
     def results(self) -> list[CycleResult]:
         """Results of the finished cycles, in order."""
         found = []
-        while self.is_done(len(found)):
+        while self.has(len(found), RESULT):
             file = self.folder(len(found)) / RESULT
             try:
                 found.append(CycleResult.from_dict(json.loads(file.read_bytes())))
@@ -88,14 +84,30 @@ class Journal:
                 raise CheckpointError(f"{file} cannot be read ({error}).") from None
         return found
 
+    def read(self, cycle: int, name: str) -> bytes:
+        """Content of a phase that is done.
+
+        Raises:
+            CheckpointError: if it is not, or its file was changed.
+        """
+        return self.once(cycle, name, lambda: _missing(self.folder(cycle) / name))
+
+    def has(self, cycle: int, name: str) -> bool:
+        """Whether a phase is done."""
+        return name in self._phases(cycle)
+
     def weights(self, cycle: int) -> dict[str, np.ndarray]:
-        """Weights or adapters that the training of a finished cycle left, by name."""
-        arrays = arrays_of(self.once(cycle, WEIGHTS, lambda: _missing(self.folder(cycle) / WEIGHTS)))
+        """Weights or adapters that the training of a cycle left, by name."""
+        arrays = arrays_of(self.read(cycle, WEIGHTS))
         return {name: array for name, array in arrays.items() if not name.startswith(STEPS)}
 
+    def plan(self, cycle: int) -> dict[str, Any]:
+        """The plan of a cycle, under way or done."""
+        return json.loads(self.read(cycle, PLAN))
+
     def parent(self, cycle: int) -> int:
-        """The cycle whose weights a cycle under way or finished starts from, as its plan says."""
-        return int(json.loads(self.once(cycle, PLAN, lambda: _missing(self.folder(cycle) / PLAN)))["parent"])
+        """The cycle whose weights a cycle starts from."""
+        return int(self.plan(cycle)["parent"])
 
     def digest(self, cycle: int, name: str) -> str:
         """SHA-256 of a finished phase's file."""

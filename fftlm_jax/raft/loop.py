@@ -6,22 +6,24 @@ ranking by a global quantile (see `selection.py`), and penalties that hold the p
 the rollback stand for them).
 """
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fftlm_jax.config import to_dict
+from fftlm_jax.config import Config, to_dict
 from fftlm_jax.errors import CheckpointError
 from fftlm_jax.raft import setup
 from fftlm_jax.raft.advisor import Advice, advise_all, lr_factor_of
 from fftlm_jax.raft.cycle_result import CycleResult
-from fftlm_jax.raft.journal import PLAN, RESULT, WEIGHTS, Journal, json_bytes
+from fftlm_jax.raft.journal import PLAN, RESULT, WEIGHTS, Journal, json_bytes, text_of
 from fftlm_jax.raft.measure import sample_result
 from fftlm_jax.raft.phases import Phases
 from fftlm_jax.raft.planning import Plan, next_plan
-from fftlm_jax.raft.recorder import RaftRecorder
+from fftlm_jax.raft.recorder import RaftRecorder, has_finished
 from fftlm_jax.raft.rules.history import best_of
 from fftlm_jax.raft.tasks import fingerprint
 from fftlm_jax.training.checkpoint import Checkpoints
@@ -29,6 +31,9 @@ from fftlm_jax.training.interrupts import Interrupts
 from fftlm_jax.training.resume import refuse_changes
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.setup import config_of
+
+# Keys of section raft that only plans depend on: a cycle that is under way stands whatever they become.
+_PLANNED = {"cycles", "on_regress", "regress_factor", "rollbacks", "level_rate"}
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -62,7 +67,7 @@ class RaftRun:
         stack: ExitStack,
     ) -> None:
         begun = directory.read_config() if directory.has_config and not overwrite else None
-        config = self.config = config_of(values, begun)
+        config = self.config = setup.with_yaml_text(config_of(values, begun))
         self.directory, self.stack = directory, stack
         if not overwrite:
             directory.require_usable(config.resume.mode)
@@ -81,26 +86,23 @@ class RaftRun:
     def run(self) -> dict[str, Any]:
         """All that is left to do."""
         results = self.journal.results()[: self.finished]
+        if results and self._next(results) is None and has_finished(self.directory.metrics):
+            print(f"already finished: {results[-1].cycle} cycles are done, in {self.directory.root}")
+            return _numbers(results)
         self.directory.write_config(to_dict(self.config))
         self.directory.write_env()
         self.recorder = self.phases.recorder = RaftRecorder(self.config, self.directory, self.finished - 1)
         self.stack.callback(self.recorder.close)
-        self.checkpoints = Checkpoints(self.directory.checkpoints, keep_best=0)
+        self.checkpoints = Checkpoints(self.directory.checkpoints, self.config.checkpoint.keep_last, keep_best=0)
         self.stack.callback(self.checkpoints.close)
-        self.recorder.started(self.task, self.pools, self.moved_to, results)
+        self.checkpoints.set_aside_from(self.finished, "its cycle is not done, or was moved away")
+        self.recorder.started(self.task, self.pools, self.moved_to, results, self.checkpoints.notes)
         if not results:
             results.append(self._begin())
         while (plan := self._next(results)) is not None:
             results.append(self._cycle(plan, results))
         self.recorder.finished(results, self._advice(results))
-        best = best_of(results)
-        return {
-            "cycle": results[-1].cycle,
-            "best": best.cycle,
-            "start_rate": results[0].held_out.rate,
-            "best_rate": best.held_out.rate,
-            "last_rate": results[-1].held_out.rate,
-        }
+        return _numbers(results)
 
     def _next(self, results: Sequence[CycleResult]) -> Plan | None:
         factor = lr_factor_of(self._advice(results)[-1])
@@ -151,7 +153,15 @@ class RaftRun:
 
     def _write_plan(self, plan: Plan, parent_weights: str) -> None:
         """Writes a plan down; one that was begun under another is refused."""
-        identity = {"task": fingerprint(self.task), "parent_weights": parent_weights, "seed": self.config.seed}
+        identity = {
+            "task": fingerprint(self.task),
+            "pools": _digest([list(map(text_of, problem)) for pool in self.pools for problem in pool]),
+            "parent_weights": parent_weights,
+            "seed": self.config.seed,
+            "settings": _settings(self.config),
+        }
+        if plan.cycle == 0:
+            identity["origin"] = dataclasses.asdict(self.phases.origin)
         content = json_bytes({**plan.to_dict(), **identity})
         if self.journal.once(plan.cycle, PLAN, lambda: content) != content:
             raise CheckpointError(
@@ -162,8 +172,30 @@ class RaftRun:
     def _save(self, cycle: int) -> None:
         """Saves the model after a cycle as a checkpoint, for generation, evaluation, export and `init.checkpoint`."""
         host = {
-            "controller": {"cutoff": self.phases.cutoff},
+            "controller": {"cutoff": self.phases.origin.cutoff},
             "corpus": fingerprint(self.task),
             "config": to_dict(self.config),
         }
-        self.checkpoints.save_once(cycle, {"params": self.phases.weights.after(cycle)}, host)
+        self.checkpoints.save(cycle, {"params": self.phases.weights.after(cycle)}, host)
+
+
+def _numbers(results: Sequence[CycleResult]) -> dict[str, Any]:
+    """What `run` returns."""
+    best = best_of(results)
+    return {
+        "cycle": results[-1].cycle,
+        "best": best.cycle,
+        "start_rate": results[0].held_out.rate,
+        "best_rate": best.held_out.rate,
+        "last_rate": results[-1].held_out.rate,
+    }
+
+
+def _settings(config: Config) -> str:
+    """A digest of what the phases of a cycle depend on; what plans alone depend on is in the plans."""
+    values = to_dict(config)
+    return _digest({"raft": {k: v for k, v in values["raft"].items() if k not in _PLANNED}, "optim": values["optim"]})
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,7 @@ from fftlm_jax.raft.fitting import Fitted
 from fftlm_jax.raft.selection import Candidate
 from fftlm_jax.raft.statistics import clustered_rate, distinct_3grams, longest_repeat, pass_curve, unique_valid
 from fftlm_jax.raft.tasks import END, Problem, Task, judge
+from fftlm_jax.raft.tasks.task import ERROR
 
 Complete = Callable[[Sequence[bytes], int, bool], list[bytes]]  # (prompts, samples, greedy) -> completions in order.
 
@@ -24,7 +25,9 @@ class Judged(NamedTuple):
 
 def judge_all(task: Task, prompts: Sequence[bytes], completions: Sequence[bytes]) -> Judged:
     """Verdicts of the completions, of which every prompt has equally many."""
-    samples = len(completions) // len(prompts)
+    samples, left = divmod(len(completions), len(prompts))
+    if left:
+        raise ValueError(f"{len(completions)} completions are not equally many of each of {len(prompts)} prompts")
     verdicts = [judge(task, prompts[i // samples], completion) for i, completion in enumerate(completions)]
     return Judged(list(completions), [v.ok for v in verdicts], [v.reason for v in verdicts])
 
@@ -57,6 +60,7 @@ def sample_result(
         mean_length=float(np.mean([len(completion) for completion in judged.completions])),
         level=level,
         level_rate=float(right_PK[hardest].mean()) if hardest.any() else 0.0,
+        errors=judged.reasons.count(ERROR.reason),
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from fftlm_jax.config import Config
+from fftlm_jax.config import Config, RaftConfig
 from fftlm_jax.errors import Interrupted
 from fftlm_jax.generation import Decoder, SamplingConfig
 from fftlm_jax.model import build
@@ -25,6 +25,7 @@ from fftlm_jax.raft.cycle_result import HeldOutResult, TrainResult
 from fftlm_jax.raft.fitting import Fitted, fit
 from fftlm_jax.raft.general_text import GeneralText
 from fftlm_jax.raft.journal import (
+    KEPT,
     STEPS,
     WEIGHTS,
     Journal,
@@ -37,6 +38,7 @@ from fftlm_jax.raft.journal import (
     text_of,
 )
 from fftlm_jax.raft.measure import Judged, judge_all, score_held_out, train_result
+from fftlm_jax.raft.origin import origin_of
 from fftlm_jax.raft.planning import Plan
 from fftlm_jax.raft.recorder import RaftRecorder
 from fftlm_jax.raft.sampler import complete
@@ -53,7 +55,7 @@ from fftlm_jax.training.fine_tune import (
     steps_per_epoch,
 )
 from fftlm_jax.training.interrupts import Interrupts
-from fftlm_jax.training.setup import evaluation_low_pass
+from fftlm_jax.training.setup import evaluation_low_pass, low_pass_at
 
 
 class Phases:
@@ -71,13 +73,14 @@ class Phases:
         self.task, self.pools, self.journal, self.interrupts = task, pools, journal, interrupts
         self.lora = setup.lora_of(config)
         self.graph, abstract = build(config.model)
-        self.first, self.cutoff = setup.first_weights(config)
-        self.low_pass = evaluation_low_pass(config, self.cutoff)
-        self.decoder = Decoder(config.model, self.graph, self.low_pass)
+        self.origin = origin_of(config, journal)
+        # Weights are trained under the band limit that they came with, and need none once they are (see setup).
+        self.low_pass = low_pass_at(config, self.origin.cutoff)
+        self.decoder = Decoder(config.model, self.graph, evaluation_low_pass(config, self.origin.cutoff))
         self.width = task.longest_prompt + task.longest_answer
         self.weights = CycleWeights(journal, abstract, self.raft, self.lora, config.seed)
         self.answer_loss = make_answer_loss(self.graph, self.low_pass, self.raft.rows)
-        self.general = GeneralText(config, self.graph)
+        self.general = GeneralText(config, self.graph, self.origin)
         self.recorder: RaftRecorder | None = None
         self._steps: dict[tuple[str, int], Any] = {}
 
@@ -91,10 +94,11 @@ class Phases:
         pairs = [(p.prompt, p.answer) for p in self.pools.sft]
         steps = raft.sft_epochs * steps_per_epoch(len(pairs), raft.batch_size)
         rates = step_rates(raft.sft_lr, steps, warmup=steps // 10, decay=True)
-        start = init_adapters(self.first, self.lora, self.config.seed) if is_lora else self.first
-        base = self.first if is_lora else {}
+        first = setup.first_weights(self.config)[0]
+        start = init_adapters(first, self.lora, self.config.seed) if is_lora else first
+        base = first if is_lora else {}
         fitted = self._fit(0, raft.sft_trained, base, start, pairs, raft.sft_epochs, rates)
-        params = merge(self.first, fitted.trained, self.lora) if is_lora else fitted.trained
+        params = merge(first, fitted.trained, self.lora) if is_lora else fitted.trained
         return array_bytes(arrays_by_name(params, is_adapters=False))
 
     def samples(self, plan: Plan, prompts: list[tuple[int, bytes]]) -> list[bytes]:
@@ -137,18 +141,19 @@ class Phases:
         def make() -> bytes:
             samples = raft.samples
             candidates = [
-                Candidate(prompts[i // samples], completion, ok)
+                Candidate(prompts[i // samples], completion, ok, i % samples)
                 for i, (completion, ok) in enumerate(zip(judged.completions, judged.ok))
             ]
+            budget = budget_of(raft, cycle)
             kept = select(
-                candidates, per_prompt=raft.per_prompt, seed=seed, drop_solved=raft.drop_solved, budget=raft.budget
+                candidates, per_prompt=raft.per_prompt, seed=seed, drop_solved=raft.drop_solved, budget=budget
             )
             if raft.filter == "random":
-                kept = select_random(candidates, per_prompt=raft.per_prompt, seed=seed, count=len(kept))
+                count = budget or len(kept)
+                kept = select_random(candidates, per_prompt=raft.per_prompt, seed=seed, count=count)
             return lines_of([text_of(c.prompt), text_of(c.completion), c.ok] for c in kept)
 
-        rows = rows_of_lines(self.journal.once(cycle, "kept.jsonl", make))
-        return [Candidate(bytes_of(prompt), bytes_of(completion), ok) for prompt, completion, ok in rows]
+        return _candidates(self.journal.once(cycle, KEPT, make))
 
     def train(self, plan: Plan, kept: list[Candidate]) -> TrainResult | None:
         """Trains on what was kept, writes the weights down, and returns the numbers of it."""
@@ -193,21 +198,18 @@ class Phases:
             samples=raft.held_out_samples,
             by=raft.score,
             gold_loss=self.answer_loss(params, gold),
-            general_bpb=self.general.bpb(params, self.cutoff),
+            general_bpb=self.general.bpb(params),
         )
 
     def _accumulated(self, plan: Plan, kept: list[Candidate]) -> list[Candidate]:
-        """What a cycle trains on: what it kept or, where adapters begin anew, what all cycles kept."""
+        """What a cycle trains on: what it kept or, where adapters begin anew, what was kept on the way here."""
         if self.raft.start != "restart":
             return kept
-        earlier = [
-            Candidate(bytes_of(prompt), bytes_of(completion), ok)
-            for cycle in range(1, plan.cycle)
-            for prompt, completion, ok in rows_of_lines(self.journal.once(cycle, "kept.jsonl", lambda: b""))
-        ]
-        everything = [*earlier, *kept]
-        seed = self._seed(plan.cycle, "kept")
-        return select_random(everything, per_prompt=self.raft.per_prompt, seed=seed, count=len(everything))
+        everything, cycle = {c: None for c in kept}, plan.parent
+        while cycle:
+            everything |= {c: None for c in _candidates(self.journal.read(cycle, KEPT))}
+            cycle = self.journal.parent(cycle)
+        return list(everything)
 
     def _anchors(self, cycle: int, count: int) -> list[tuple[bytes, bytes]]:
         """Labelled problems to mix among `count` kept completions, so that they make the share `raft.anchor`."""
@@ -287,3 +289,13 @@ class Phases:
                 f"{name} {where} in cycle {cycle}; what was done is saved, and the same command goes on from there",
                 self.interrupts.requested,
             )
+
+
+def budget_of(raft: RaftConfig, cycle: int) -> int:
+    """Kept completions of a cycle, at most; 0 for no limit."""
+    budgets = raft.budget if isinstance(raft.budget, tuple) else (raft.budget,)
+    return budgets[min(cycle, len(budgets)) - 1]
+
+
+def _candidates(content: bytes) -> list[Candidate]:
+    return [Candidate(bytes_of(prompt), bytes_of(text), ok) for prompt, text, ok in rows_of_lines(content)]

@@ -53,11 +53,11 @@ def next_plan(
     parent, done = cycle - 1, rollbacks(results)
     if regressed and raft.on_regress == "rollback" and done < raft.rollbacks:
         parent, done = best_of(results).cycle, done + 1
-    previous = results[-1].train
-    if schedule.kind == "adaptive" and previous is not None:
+    trained = [result.train.lr for result in results if result.train]
+    if schedule.kind == "adaptive" and trained:
         if parent != cycle - 1:
             lr_factor = min(lr_factor, raft.regress_factor)  # The advice after a regress is this same reduction.
-        lr = adapted(previous.lr, lr_factor, schedule.floor)
+        lr = adapted(trained[-1], lr_factor, schedule.floor)
     else:
         lr = max(schedule(cycle) * raft.regress_factor**done, schedule.floor)
     return Plan(cycle, parent, lr, _level(results, raft, levels))

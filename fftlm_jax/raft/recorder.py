@@ -18,7 +18,7 @@ from fftlm_jax.raft.report import FIGURE, REPORT, write_report
 from fftlm_jax.raft.rules.history import best_of
 from fftlm_jax.raft.tasks import Pools, Task
 from fftlm_jax.training.console import Console, duration
-from fftlm_jax.training.metrics import MetricsLog
+from fftlm_jax.training.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.run_directory import RunDirectory
 
 
@@ -44,8 +44,17 @@ class RaftRecorder:
         self._console.close()
         self._log.close()
 
-    def started(self, task: Task, pools: Pools, moved_to: Path | None, results: Sequence[CycleResult]) -> None:
-        """The first lines of a run."""
+    def started(
+        self,
+        task: Task,
+        pools: Pools,
+        moved_to: Path | None,
+        results: Sequence[CycleResult],
+        notes: Sequence[str],
+    ) -> None:
+        """The first lines of a run; `notes` are about checkpoints that were set aside."""
+        for note in notes:
+            self._console.say(note)
         if moved_to:
             self._console.say(f"the old run was moved to {moved_to.name}")
         example = pools.sft[0]
@@ -56,6 +65,7 @@ class RaftRecorder:
         )
         if results:
             self._console.say(f"resuming after cycle {results[-1].cycle}: {_rate(results[-1])}")
+            self._log.write("event", results[-1].cycle, event="resumed")
 
     def begin(self, cycle: int) -> None:
         """A cycle begins."""
@@ -95,6 +105,8 @@ class RaftRecorder:
             self._log.scalars("train", result.cycle, lr=result.train.lr, clip_fraction=result.train.clip_fraction)
         self._log.flush()
         self._console.say(f"{_words(result, self._cycles)} ({duration(sum(seconds.values()))})")
+        if result.samples and result.samples.errors:
+            self._console.say(f"  the verifier could not judge {result.samples.errors:,} of the samples")
         for item in advice[-1]:
             self._console.say(f"  {item.rule}: {item.text}")
         write_report(self._directory.root, results, advice)
@@ -102,6 +114,10 @@ class RaftRecorder:
     def finished(self, results: Sequence[CycleResult], advice: Sequence[Sequence[Advice]]) -> None:
         """The last lines of a run."""
         best = best_of(results)
+        self._log.write("event", results[-1].cycle, event="finished", best=best.cycle)
+        self._log.flush()
+        if results[-1].cycle < self._cycles:
+            self._console.say("stopped, as raft.on_regress says: the last cycle lies clearly below the best")
         write_report(self._directory.root, results, advice)
         self._console.say(
             f"finished {results[-1].cycle} cycles in {duration(time.perf_counter() - self._started)}: from "
@@ -147,3 +163,9 @@ def _size(metrics: Path, done: int) -> int:
             break
         size += len(line)
     return size
+
+
+def has_finished(metrics: Path) -> bool:
+    """Whether the last thing on record is that the run finished."""
+    records = read_metrics(metrics) if metrics.exists() else []
+    return bool(records) and records[-1].get("event") == "finished"

@@ -17,6 +17,7 @@ class Candidate(NamedTuple):
     prompt: bytes
     completion: bytes
     ok: bool
+    sample: int = 0  # Its number among the samples of its prompt.
 
 
 def select(
@@ -32,23 +33,26 @@ def select(
         budget: completions kept in all, at most; 0 for no limit.
     """
     solved = _prompts(candidates) - _prompts(c for c in candidates if not c.ok) if drop_solved else set()
-    right = [c for c in candidates if c.ok and c.prompt not in solved]
-    return _capped(right, per_prompt, seed)[: budget or None]
+    different = {(c.prompt, c.completion): c._replace(sample=0) for c in candidates if c.ok and c.prompt not in solved}
+    return _capped(different.values(), per_prompt, seed)[: budget or None]
 
 
 def select_random(candidates: Sequence[Candidate], *, per_prompt: int, seed: int, count: int) -> list[Candidate]:
-    """The control: `count` different completions (if there are as many), right or wrong, under the same cap."""
+    """The control: `count` samples (if there are as many) under the same cap, each as likely as any other.
+
+    Equal completions are not put together: where most samples of a prompt agree, so do most that are drawn.
+    """
     return _capped(candidates, per_prompt, seed)[:count]
 
 
 def _capped(candidates: Iterable[Candidate], per_prompt: int, seed: int) -> list[Candidate]:
-    by_prompt: dict[bytes, set[Candidate]] = defaultdict(set)
+    by_prompt: dict[bytes, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
-        by_prompt[candidate.prompt].add(candidate)
+        by_prompt[candidate.prompt].append(candidate)
 
     def rank(candidate: Candidate) -> bytes:
-        text = b"%d %d " % (seed, len(candidate.prompt)) + candidate.prompt + candidate.completion
-        return hashlib.sha256(text).digest()
+        numbers = b"%d %d %d " % (seed, len(candidate.prompt), candidate.sample)
+        return hashlib.sha256(numbers + candidate.prompt + candidate.completion).digest()
 
     kept = [c for group in by_prompt.values() for c in sorted(group, key=rank)[:per_prompt]]
     return sorted(kept, key=rank)

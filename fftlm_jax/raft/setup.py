@@ -1,5 +1,6 @@
 """Builds the parts of a fine-tuning run from its config: task, pools, schedule, adapters, optimizers, first weights."""
 
+import dataclasses
 from pathlib import Path
 
 import optax
@@ -45,19 +46,47 @@ def task_of(config: Config) -> tuple[Task, Pools]:
             sft_level=raft.first_level,
         )
     except ValueError as error:
-        raise ConfigError([f"config.raft.prompts: {error}"]) from None
+        keys = "raft.sft_examples, raft.prompts, raft.held_out and raft.first_level"
+        raise ConfigError([f"config.raft.prompts: {error} (sft, raft, held_out and sft_level are {keys})"]) from None
+    levels = {task.level(problem.prompt) for problem in pools.raft}
+    missing = [level for level in range(min(raft.first_level + 1, task.levels), task.levels + 1) if level not in levels]
+    if missing:
+        raise ConfigError(
+            [f"config.raft.prompts: {raft.prompts} hold none of level {missing[0]}; take more, or lower raft.size."]
+        )
     return task, pools
 
 
-def schedule_of(config: Config) -> CycleLR:
-    """The learning rate of every cycle.
+def with_yaml_text(config: Config) -> Config:
+    """The config with the text of the file that `raft.lr_yaml` names in place of its path: the run's own from now on.
 
     Raises:
-        ConfigError: for a YAML file that cannot be read, or a schedule that makes no sense.
+        ConfigError: if it cannot be read.
+    """
+    source = config.raft.lr_yaml
+    if not source or "\n" in source or (":" in source and not Path(source).is_file()):
+        return config
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError([f"config.raft.lr_yaml: {source} cannot be read ({reason}); name a file."]) from None
+    return dataclasses.replace(config, raft=dataclasses.replace(config.raft, lr_yaml=text))
+
+
+def schedule_of(config: Config) -> CycleLR:
+    """The learning rate of every cycle; of a YAML schedule, that in `raft.lr_yaml`, read by `with_yaml_text`.
+
+    Raises:
+        ConfigError: for a schedule that makes no sense.
     """
     raft = config.raft
     if raft.lr_yaml:
-        return _from_yaml(raft.lr_yaml)
+        try:
+            schedule = from_yaml(raft.lr_yaml)
+        except ValueError as error:
+            raise ConfigError([f"config.raft.lr_yaml: {error}."]) from None
+        return dataclasses.replace(schedule, floor=max(schedule.floor, raft.lr_floor))
     base = raft.lr_base * (raft.sft_lr if raft.lr_unit == "sft_lr" else 1.0)
     try:
         return CycleLR(
@@ -76,32 +105,19 @@ def schedule_of(config: Config) -> CycleLR:
         raise ConfigError([f"config.raft.lr: {error}."]) from None
 
 
-def _from_yaml(source: str) -> CycleLR:
-    text = source
-    if ":" not in source or Path(source).is_file():
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise ConfigError([f"config.raft.lr_yaml: {source} cannot be read ({reason}); name a file."]) from None
-    try:
-        return from_yaml(text)
-    except ValueError as error:
-        raise ConfigError([f"config.raft.lr_yaml: {error}."]) from None
-
-
 def lora_of(config: Config) -> LoRA:
     """The adapters' settings.
 
     Raises:
-        ConfigError: naming a target that the model does not have.
+        ConfigError: naming a target that the model does not have, where adapters are trained.
     """
     raft = config.raft
     lora = LoRA(raft.lora_rank, raft.lora_alpha, raft.lora_dropout, raft.lora_targets)
-    try:
-        target_paths(build(config.model)[1], lora.targets)
-    except ValueError as error:
-        raise ConfigError([f"config.raft.lora_targets: {error}."]) from None
+    if "lora" in (raft.trained, raft.sft_trained):
+        try:
+            target_paths(build(config.model)[1], lora.targets)
+        except ValueError as error:
+            raise ConfigError([f"config.raft.lora_targets: {error}."]) from None
     return lora
 
 
@@ -134,9 +150,11 @@ def knobs_of(config: Config, schedule: CycleLR) -> Knobs:
     return Knobs(
         lr_kind=schedule.kind,
         lr_base=schedule(1),
+        lr_source="the schedule in raft.lr_yaml" if raft.lr_yaml else "",
         lr_decay=schedule.decay,
         temperature=raft.temperature,
         anchor=raft.anchor,
         epochs=raft.epochs,
+        max_epochs=raft.max_epochs,
         warmup=raft.warmup,
     )

@@ -90,18 +90,9 @@ class Checkpoints:
         if not saved:
             raise SaveError(f"{self.directory}: orbax refused to save step {step}; is a newer step in the folder?")
 
-    def save_once(self, step: int, arrays: Any, host: dict[str, Any]) -> None:
-        """Saves a step unless it is there, whole, already; a damaged one is moved to `quarantine/` first.
-
-        Raises:
-            SaveError: if the step could not be written.
-        """
-        directory = self.directory / str(step)
-        fault = manifest_fault(directory) if directory.exists() else ""
-        if fault:
-            self._set_aside({step: fault})
-        if fault is not None:
-            self.save(step, arrays, host)
+    def set_aside_from(self, first: int, why: str) -> None:
+        """Moves all steps from `first` on to `quarantine/`."""
+        self._set_aside({step: why for step in step_numbers(self.directory) if step >= first})
 
     def restore(self, abstract_arrays: Any) -> Restored | None:
         """Restores the newest good step into the given structure, or None where no step was ever completed.

@@ -13,6 +13,7 @@ _FREE = (
 # A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
 _NEVER = (
     *("task", "raft.task", "raft.size", "raft.reversed_answer", "raft.trained", "raft.lora_", "raft.start"),
+    *("raft.sft_examples", "raft.prompts", "raft.held_out", "raft.first_level"),  # They deal the pools.
     *("model.", "objective.backbone", "init.", "lr.schedule", "optim.name", "optim.ema_decay", "optim.cautious"),
     *("optim.neuron_beta2", "optim.spectral_normalize", "optim.spectral_adaptive"),
 )

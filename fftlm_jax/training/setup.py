@@ -29,7 +29,8 @@ from fftlm_jax.training.warm_start import ARCHITECTURE, LOW_PASS, coefficients_i
 def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> Config:
     """Validates a config. With `init.checkpoint`, the architecture is that of the run it names.
 
-    So is, under a frozen backbone, the method of its cutoff: another would change what frozen kernels compute.
+    So is, under a frozen backbone and in fine-tuning, the method of its cutoff: another would change what its kernels
+    compute.
 
     Args:
         values: config with every key.
@@ -41,7 +42,8 @@ def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None)
         return config
     merged = to_dict(config)
     source = source_config(config.init.checkpoint) if begun is None else begun
-    inherited = {"model": ARCHITECTURE, "curriculum": LOW_PASS if config.objective.is_frozen else ()}
+    keeps_cutoff = config.objective.is_frozen or config.task == "raft"
+    inherited = {"model": ARCHITECTURE, "curriculum": LOW_PASS if keeps_cutoff else ()}
     for section, names in inherited.items():
         merged[section].update({name: source[section][name] for name in names if name in source.get(section, {})})
     return read_config(merged)

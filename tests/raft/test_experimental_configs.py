@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from fftlm_jax.config import differences, read_config, to_dict
-from fftlm_jax.raft.setup import schedule_of
+from fftlm_jax.raft.setup import schedule_of, with_yaml_text
 from tests.tiny import ROOT
 
 NAMES = ("raft_constant_lr", "raft_decay_lr", "raft_aggressive_decay")
@@ -29,5 +29,6 @@ def test_they_are_identical_but_for_the_schedule():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_yaml_beside_each_is_the_same_schedule(name):
     python = schedule_of(config_of(f"configs.experimental.{name}"))
-    yaml = schedule_of(config_of("configs.raft", lr_yaml=str(ROOT / "configs" / "experimental" / f"{name}.yaml")))
+    file = ROOT / "configs" / "experimental" / f"{name}.yaml"
+    yaml = schedule_of(with_yaml_text(config_of("configs.raft", lr_yaml=str(file))))
     assert [yaml(n) for n in CYCLES] == [python(n) for n in CYCLES]

@@ -1,14 +1,16 @@
 """A whole run: it can be killed after every phase, in the middle of sampling and of training, and ends the same."""
 
+import dataclasses
 import itertools
 import json
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
 
-from fftlm_jax.errors import CheckpointError, ConfigError, Interrupted
+from fftlm_jax.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from fftlm_jax.generation.cli import main as generate
 from fftlm_jax.raft import fitting, phases
 from fftlm_jax.raft.journal import Journal, arrays_of, bytes_of, rows_of_lines
@@ -60,8 +62,10 @@ def test_only_verified_answers_are_kept_and_they_come_from_the_samples(straight)
             assert task.verify(bytes_of(prompt), bytes_of(completion)).ok
 
 
-def test_finished_is_finished(straight):
+def test_finished_is_finished(straight, capsys):
     workdir, hashes, numbers = straight
+    run(raft_values(), workdir)
+    assert "already finished: 2 cycles are done" in capsys.readouterr().out
     assert run(raft_values(), workdir) == numbers
     assert journal_hashes(workdir) == hashes
 
@@ -160,7 +164,7 @@ def _handler(monkeypatch):
 def test_another_config_is_refused_and_more_cycles_are_allowed_on_request(straight, tmp_path):
     run(raft_values(raft__cycles=1), tmp_path)
     with pytest.raises(CheckpointError, match=r"raft.samples: 4 -> 5"):
-        run(raft_values(raft__samples=5), tmp_path)
+        run(raft_values(raft__samples=5, raft__cycles=1), tmp_path)
     run(raft_values(resume__allow=("raft.cycles",)), tmp_path)
     assert journal_hashes(tmp_path) == straight[1]
 
@@ -188,16 +192,124 @@ def test_adapters_leave_the_first_weights_alone(straight):
     assert json.loads((workdir / "cycles/0000/phases.json").read_text())["weights.npz"] == hashes["0000/weights.npz"]
 
 
-@pytest.mark.parametrize("start", ("restart", "merge"))
-def test_start_policies(straight, tmp_path, start):
-    workdir, _, _ = straight
-    run(raft_values(raft__start=start), tmp_path)
-    once, again = _weights(tmp_path, 1), _weights(workdir, 1)
-    for name in once:  # The first cycle has nothing to go on from, whatever the policy.
-        np.testing.assert_array_equal(once[name], again[name])
-    a = [name for name in once if name.endswith(":a")]
-    second = _weights(tmp_path, 2)
-    assert any(not np.array_equal(second[name], _weights(workdir, 2)[name]) for name in a)
+def _model(workdir, cycle, start="continue"):
+    """The whole weights after a cycle, put together by hand: alpha / r is 16."""
+    arrays = {name: a.copy() for name, a in _weights(workdir, 0).items() if not name.startswith("steps/")}
+    for used in range(1, cycle + 1) if start == "merge" else [cycle]:
+        adapters = _weights(workdir, used)
+        for name in [name.removesuffix(":a") for name in adapters if name.endswith(":a")]:
+            arrays[name] = arrays[name] + 16 * adapters[f"{name}:a"] @ adapters[f"{name}:b"]
+    return arrays
+
+
+@pytest.mark.parametrize("start", ("continue", "restart", "merge"))
+def test_start_policies(tmp_path, monkeypatch, start):
+    begun, trained_on = [], []
+    fit, rows_of = phases.fit, phases.rows_of
+
+    def fit_and_note(step, tx, base, trained, *args, **kwargs):
+        begun.append((jax.tree.map(np.asarray, base), jax.tree.map(np.asarray, trained)))
+        return fit(step, tx, base, trained, *args, **kwargs)
+
+    monkeypatch.setattr(phases, "fit", fit_and_note)
+    monkeypatch.setattr(phases, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))
+    run(raft_values(raft__start=start, raft__on_regress="continue"), tmp_path)
+    kept = [
+        {(bytes_of(p), bytes_of(c)) for p, c, _ in rows_of_lines((tmp_path / f"cycles/000{n}/kept.jsonl").read_bytes())}
+        for n in (1, 2)
+    ]
+    cycles = [set(pairs) for pairs in trained_on if pairs and len(pairs) not in (30, 15)]
+    assert cycles == [kept[0], kept[0] | kept[1] if start == "restart" else kept[1]]
+    base, adapters = begun[2]
+    fresh = all(not pair["b"].any() for pair in adapters.values())
+    assert fresh == (start != "continue")
+    wanted = _model(tmp_path, 1 if start == "merge" else 0, start) if start == "merge" else _weights(tmp_path, 0)
+    np.testing.assert_allclose(base["blocks"]["mlp"]["w_up"]["kernel"], wanted["blocks/mlp/w_up/kernel"], atol=1e-5)
+    last = saved_run.load(tmp_path, "last")
+    found = _model(tmp_path, last.step, start) if last.step else _weights(tmp_path, 0)
+    np.testing.assert_allclose(
+        last.params["blocks"]["mlp"]["w_up"]["kernel"], found["blocks/mlp/w_up/kernel"], atol=1e-5
+    )
+
+
+def test_a_rollback_samples_and_starts_from_the_best_cycle(straight, tmp_path, monkeypatch):
+    rates = iter([0.5, 0.9, 0.1, 0.2])
+    real = phases.score_held_out
+    monkeypatch.setattr(
+        phases, "score_held_out", lambda *a, **k: dataclasses.replace(real(*a, **k), rate=next(rates), se=0.01)
+    )
+    run(raft_values(raft__cycles=3), tmp_path)
+    plans = [json.loads((tmp_path / f"cycles/000{n}/plan.json").read_text()) for n in range(4)]
+    assert [plan["parent"] for plan in plans] == [0, 0, 1, 1]
+    assert plans[3]["lr"] == pytest.approx(0.7 * plans[2]["lr"])
+    assert plans[3]["parent_weights"] == plans[2]["parent_weights"] != plans[1]["parent_weights"]
+    assert saved_run.load(tmp_path, "best").step == 1
+
+
+def test_anchors_are_labelled_problems_in_the_share_asked_for(tmp_path, monkeypatch):
+    trained_on, rows_of = [], phases.rows_of
+    monkeypatch.setattr(phases, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))
+    run(raft_values(raft__anchor=0.5, raft__cycles=1), tmp_path)
+    labelled = set(trained_on[0])
+    mixed = next(pairs for pairs in trained_on[1:] if set(pairs) & labelled and len(pairs) != len(labelled))
+    kept = len(rows_of_lines((tmp_path / "cycles/0001/kept.jsonl").read_bytes()))
+    assert len(mixed) == 2 * kept and sum(pair in labelled for pair in mixed) == kept
+
+
+def test_a_budget_per_cycle_holds_its_last_value(tmp_path):
+    run(raft_values(raft__budget=(2, 1), raft__cycles=2, raft__on_regress="continue"), tmp_path)
+    kept = [rows_of_lines((tmp_path / f"cycles/000{n}/kept.jsonl").read_bytes()) for n in (1, 2)]
+    assert [len(rows) for rows in kept] == [2, 1]
+
+
+def test_longer_sums_come_when_the_hardest_are_mastered(tmp_path):
+    values = raft_values(raft__task="add_long", raft__size=3, raft__sft_examples=20, raft__level_rate=0.0)
+    run(values, tmp_path)
+    plans = [json.loads((tmp_path / f"cycles/000{n}/plan.json").read_text()) for n in (1, 2)]
+    assert [plan["level"] for plan in plans] == [2, 3]
+    longest = [
+        max(len(row["prompt"]) for row in rows_of_lines((tmp_path / f"cycles/000{n}/samples.jsonl").read_bytes()))
+        for n in (1, 2)
+    ]
+    assert longest == [len("12+34="), len("123+456=")]
+
+
+def test_a_nonfinite_loss_ends_the_run_and_saves_nothing_of_it(tmp_path):
+    with pytest.raises(NonFiniteError, match="Move cycles/0000 away"):
+        run(raft_values(raft__sft_lr=1e30, optim__clip=1e30), tmp_path)
+    assert not (tmp_path / "cycles/0000/weights.npz").exists()
+
+
+def test_settings_of_a_cycle_under_way_cannot_change(tmp_path, monkeypatch):
+    once = Journal.once
+
+    def killing(self, at, phase, make):
+        content = once(self, at, phase, make)
+        if (at, phase) == (1, "samples.jsonl"):
+            raise Killed
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "once", killing)
+        with pytest.raises(Killed):
+            run(raft_values(), tmp_path)
+    changed = raft_values(raft__samples=5, resume__allow=("raft",))
+    with pytest.raises(CheckpointError, match="begun under another plan"):
+        run(changed, tmp_path)
+    with pytest.raises(CheckpointError, match="raft.prompts: 30 -> 29"):
+        run(raft_values(raft__prompts=29, resume__allow=("raft",)), tmp_path)
+
+
+def test_a_run_does_not_need_its_origin_any_more(straight, tmp_path):
+    """Nor may that have dealt its problems otherwise."""
+    source = tmp_path / "source"
+    shutil.copytree(straight[0], source)
+    options = {"init__checkpoint": str(source), "raft__sft_epochs": 0}
+    with pytest.raises(ConfigError, match="seed 0 -> 1"):
+        run(raft_values(seed=1, **options), tmp_path / "other")
+    run(raft_values(raft__cycles=1, **options), tmp_path / "run")
+    shutil.rmtree(source)
+    assert run(raft_values(raft__cycles=2, resume__allow=("raft.cycles",), **options), tmp_path / "run")["cycle"] == 2
 
 
 def test_all_weights_can_be_trained(tmp_path):
@@ -248,6 +360,9 @@ def test_a_run_can_start_from_a_run(straight, tmp_path):
         ("config.raft.lr_rates: is empty", {"raft__lr": "manual"}),
         ("config.raft.lr_rates: raft.lr 'constant' is another", {"raft__lr_rates": (1e-3,)}),
         ("config.raft.lr_yaml: raft.lr 'step' is another", {"raft__lr": "step", "raft__lr_yaml": "learning_rate: 1"}),
+        ("config.raft.budget", {"raft__budget": (3, -1)}),
+        ("config.raft.reversed_answer", {"raft__task": "sort", "raft__reversed_answer": True}),
+        ("hold none of level 3", {"raft__task": "add_long", "raft__size": 9, "raft__prompts": 2, "model__seq_len": 32}),
         ("config.raft.lr_yaml: missing.yaml cannot be read", {"raft__lr_yaml": "missing.yaml"}),
         ("config.raft.lr_yaml: learning_rat", {"raft__lr_yaml": "learning_rat: 5e-5"}),
         ("config.raft.size", {"raft__task": "dyck", "raft__size": 7}),
@@ -262,7 +377,7 @@ def test_bad_configs_are_refused_before_anything_is_written(tmp_path, message, o
 
 
 def test_the_cards_snippets_load_as_they_stand(tmp_path):
-    from fftlm_jax.raft.setup import schedule_of
+    from fftlm_jax.raft.setup import schedule_of, with_yaml_text
     from fftlm_jax.training.setup import config_of
 
     snippets = {
@@ -272,9 +387,11 @@ def test_the_cards_snippets_load_as_they_stand(tmp_path):
             5e-5, 4e-5, 3e-5,
         ],
     }  # fmt: skip
+    # Longer than a file name may be, and still text.
+    snippets[f"training:\n  base_learning_rate: 5e-5\n  lr_decay_factor: 0.6\n# {'x' * 300}\n"] = [5e-5, 3e-5, 1.8e-5]
     for number, (snippet, rates) in enumerate(snippets.items()):
         file = tmp_path / f"{number}.yaml"
         file.write_text(snippet)
         for source in (snippet, str(file)):
-            schedule = schedule_of(config_of(raft_values(raft__lr_yaml=source)))
+            schedule = schedule_of(with_yaml_text(config_of(raft_values(raft__lr_yaml=source))))
             assert [schedule(n) for n in (1, 2, 3)] == pytest.approx(rates, rel=1e-12)

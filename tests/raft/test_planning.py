@@ -92,6 +92,13 @@ def test_adaptive_compounds_on_the_last_rate():
         assert plan.parent == 1 and plan.lr == pytest.approx(7e-4)
 
 
+def test_adaptive_remembers_its_rate_over_a_cycle_that_kept_nothing():
+    adaptive = CycleLR("adaptive", 1e-3)
+    results = history(0.1, 0.2, 0.2, lr=3e-4)
+    results[-1] = dataclasses.replace(results[-1], train=None)
+    assert next_plan(results, raft(), adaptive, 1, 1.0).lr == pytest.approx(3e-4)
+
+
 def test_levels_go_up_one_at_a_time_and_end():
     r = raft(first_level=2, level_rate=0.5)
     assert next_plan(history(0.1), r, DECAY, levels=6).level == 3

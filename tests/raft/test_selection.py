@@ -9,10 +9,10 @@ def candidates(prompts=20, samples=8, seed=0):
     rng = random.Random(seed)
     found = []
     for i in range(prompts):
-        for _ in range(samples):
+        for sample in range(samples):
             ok = rng.random() < i / prompts
             answer = b"%d\n" % (i if ok else 1000 + rng.randrange(5))
-            found.append(Candidate(b"q%d=" % i, answer + (b"!" * rng.randrange(3) if ok else b""), ok))
+            found.append(Candidate(b"q%d=" % i, answer + (b"!" * rng.randrange(3) if ok else b""), ok, sample))
     return found
 
 
@@ -64,6 +64,18 @@ def test_the_control_keeps_as_many_whatever_they_are():
     kept = select(pool, per_prompt=4, seed=0)
     control = select_random(pool, per_prompt=4, seed=0, count=len(kept))
     assert len(control) == len(kept)
-    share = sum(c.ok for c in pool) / len(pool)
-    assert 0.5 * share < sum(c.ok for c in control) / len(control) < 1.2 * share
     assert max(sum(c.prompt == p for c in control) for p in {c.prompt for c in control}) <= 4
+
+
+def test_the_control_is_a_fair_coin():
+    """Right answers agree and wrong ones differ; that must not make right ones rarer among what is drawn."""
+    rng = random.Random(0)
+    pool = []
+    for i in range(500):
+        for sample in range(8):
+            ok = rng.random() < i / 500
+            answer = b"right\n" if ok else b"%d\n" % rng.randrange(1000)
+            pool.append(Candidate(b"q%d=" % i, answer, ok, sample))
+    control = select_random(pool, per_prompt=4, seed=0, count=1000)
+    share = sum(c.ok for c in pool) / len(pool)
+    assert abs(sum(c.ok for c in control) / len(control) - share) < 0.05

@@ -28,6 +28,8 @@ class Knobs:
     anchor: float
     epochs: int
     warmup: int  # Steps of a cycle.
+    max_epochs: int = 1000
+    lr_source: str = ""  # What to change where the schedule is not in the config's own keys.
 
 
 class RateChange(NamedTuple):
@@ -44,6 +46,8 @@ def change_rate(factor: float, results: Sequence[CycleResult], knobs: Knobs) -> 
     if knobs.lr_kind == "adaptive":
         following = newest.cycle + 1
         return RateChange(f"raft.lr=adaptive: cycle {following} at {factor:g} x the last rate", following, "")
+    if knobs.lr_source:
+        return RateChange(f"{knobs.lr_source} x {factor:g}", 1, "")
     if knobs.lr_kind == "manual":
         return RateChange(f"raft.lr_rates x {factor:g}", 1, "")
     decayed = [r.cycle for r in results if r.train and r.train.lr < knobs.lr_base * (1 - 1e-9)]

@@ -28,8 +28,10 @@ def no_lr_question(results: Sequence[CycleResult], knobs: Knobs) -> Sign | None:
     evidence = {"steps": train.steps, "peak": peak, "update_ratio": update}
     if peak < _PEAK and knobs.warmup:
         return Sign("R0", found, evidence, "less warm-up", f"raft.warmup {knobs.warmup} -> 0")
-    epochs = knobs.epochs * max(2, -(-_FEWEST_STEPS // train.steps))
-    remedy = "more epochs (within raft.max_epochs), or more kept samples"
+    epochs = min(knobs.epochs * max(2, -(-_FEWEST_STEPS // train.steps)), knobs.max_epochs)
+    if epochs == knobs.epochs:
+        return Sign("R0", found, evidence, "more samples per prompt, so that more are kept", "raft.samples x 2")
+    remedy = "more epochs, or more kept samples"
     return Sign("R0", found, evidence, remedy, f"raft.epochs {knobs.epochs} -> {epochs}")
 
 
