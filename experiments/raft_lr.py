@@ -2,6 +2,7 @@
 
     python -m experiments.raft_lr --out=runs/raft_lr_grid --grid --seeds=2 --jobs=2   # which base rate to start from
     python -m experiments.raft_lr --out=runs/raft_lr --seeds=3 --jobs=2               # the card's three, and controls
+    python -m experiments.raft_lr --out=runs/raft_lr_dyck --config=configs/raft_dyck.py --base=4 --jobs=2
     python -m experiments.raft_lr --out=runs/raft_lr_inter --interactions --jobs=2    # the card's four interactions
 
 Per seed, supervised fine-tuning is done once and every arm starts from its weights, so that arms differ in nothing but
@@ -11,6 +12,7 @@ trains on as many samples as the constant arm of its seed kept, without asking t
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,6 @@ from experiments.trials import Trial
 from fftlm_jax.raft import CycleLR, lr_area
 from fftlm_jax.raft.journal import Journal
 
-CONFIG = "configs/raft.py"
 _NO_ONE_STEPS_IN = "raft.on_regress=continue"
 _CYCLES = 8
 _DECAYS = {"decay 0.85": 0.85, "decay 0.70": 0.70}
@@ -98,42 +99,44 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = argparse.ArgumentParser(prog="python -m experiments.raft_lr", description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
+    parser.add_argument("--config", default="configs/raft.py", help="config that every run starts from")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cycles", type=int, help=f"per run; {_CYCLES}, or 4 with --grid and --interactions")
-    parser.add_argument("--base", type=float, default=_base_of_config(), help="base rate in multiples of sft_lr")
+    parser.add_argument("--base", type=float, help="base rate in multiples of sft_lr; the config's by default")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--grid", action="store_true", help="compare base rates")
     which.add_argument("--interactions", action="store_true", help="rank, batch, temperature, data against the rate")
     add_options(parser)
     args = parser.parse_args(arguments)
+    base = args.base or _base_of(args.config)
     cycles = args.cycles or (4 if args.grid or args.interactions else _CYCLES)
     if args.grid:
         arms, baseline = grid_arms(), "sft_lr x 1.0"
     elif args.interactions:
-        arms, baseline = interaction_arms(args.base), "base, lr x 1.0"
+        arms, baseline = interaction_arms(base), "base, lr x 1.0"
     else:
-        arms, baseline = schedule_arms(args.base, cycles), BASELINE
+        arms, baseline = schedule_arms(base, cycles), BASELINE
     folder = args.out.resolve()
     planned = trials(arms, range(args.seeds), cycles, folder)
     if args.index is not None and not 0 <= args.index < len(planned):
         parser.error(f"--index: {args.index} is outside 0..{len(planned) - 1}")
     if not (args.list or args.report):
         seeds = range(args.seeds) if args.index is None else [planned[args.index].seed]
-        code = exit_code(run_all(CONFIG, [supervised(seed) for seed in seeds], args.out, args.jobs))
+        code = exit_code(run_all(args.config, [supervised(seed) for seed in seeds], args.out, args.jobs))
         if code:
             return code
         if baseline == BASELINE and args.index is None:  # The controls are made of what these keep.
-            run_all(CONFIG, planned, args.out, args.jobs)
+            run_all(args.config, planned, args.out, args.jobs)
     if baseline == BASELINE and args.index is None and not args.list:
-        done = [t for t in planned if t.arm == BASELINE and outcome_of(t, args.out, CONFIG).status == "finished"]
-        planned += [control(trial, args.base, cycles, folder) for trial in done]
-    return conduct(parser, args, CONFIG, planned, lambda outcomes: write_report(outcomes, args.out, baseline))
+        done = [t for t in planned if t.arm == BASELINE and outcome_of(t, args.out, args.config).status == "finished"]
+        planned += [control(trial, base, cycles, folder) for trial in done]
+    return conduct(parser, args, args.config, planned, lambda outcomes: write_report(outcomes, args.out, baseline))
 
 
-def _base_of_config() -> float:
-    from configs import raft
-
-    return raft.get_config().raft.lr_base
+def _base_of(config: str) -> float:
+    """`raft.lr_base` of a config file of this folder's."""
+    module = importlib.import_module(config.removesuffix(".py").replace("/", "."))
+    return module.get_config().raft.lr_base
 
 
 def write_report(outcomes: Sequence[Outcome], folder: Path, baseline: str) -> None:
