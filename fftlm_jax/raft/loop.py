@@ -2,8 +2,8 @@
 
 This file says in which order things happen; what each phase does is in `phases.py`, and every one is journalled (see
 `journal.py`). Left out of the published method: reward models and rewards between 0 and 1 (the verifiers are exact),
-ranking by a global quantile (see `selection.py`), and penalties that hold the policy near its start (anchor data and
-the rollback stand for them).
+ranking by a global quantile (see `selection.py`), penalties that hold the policy near its start (anchor data and the
+rollback stand for them), verifiers of the user's own, and forks of a run (`init.checkpoint` starts another).
 """
 
 import dataclasses

@@ -79,7 +79,7 @@ def of(rule, results, knobs=KNOBS):
         ),
         ("R7: more tries", history(FLAT, last=TRIES), {"R7"}),
         ("R7: not with a rising rate", history(RISING, last=TRIES), set()),
-        ("R7: of the samples where one completion is held out", history(FLAT, last={"pass_at": {"1": 0.3}}), set()),
+        ("R7: not where a single completion of each prompt is known", history(FLAT, last={"pass_at": {"1": 0.3}}), set()),
         ("R8: done", history((0.5, 0.97, 0.975, 0.98)), {"R8"}),
         ("R8: not at 94 %", history((0.5, 0.93, 0.935, 0.94)), set()),
         ("R9: rough and flat", history(FLAT, last={"losses": (*LEVEL[:6], 2.0, *LEVEL[:5])}), {"R3", "R6", "R9"}),
@@ -221,7 +221,12 @@ ALL_AT_ONCE = {"losses": SPIKED, "clip_fraction": 0.9, **NARROW}
             {"R2", "R3"},
             "R2",
         ),
-        ("R3 before R5", history((0.3, 0.31), multi_answer=True, last={"losses": SPIKED}), {"R3"}, "R3"),
+        (
+            "R3 before R5",
+            history((0.3, 0.31, 0.31), multi_answer=True, last={"losses": SPIKED, "coverage": 0.1}),
+            {"R3", "R5"},
+            "R3",
+        ),
         ("R3 before R7", history(FLAT, last={**TRIES, "losses": SPIKED}), {"R3", "R7"}, "R3"),
         (
             "R5 before R7",

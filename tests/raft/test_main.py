@@ -15,7 +15,7 @@ TINY = [
     "--config=configs/raft.py",
     *(f"--config.model.{k}={v}" for k, v in {"d_model": 32, "n_layers": 1, "kernel_len": 8}.items()),
     *("--config.raft.size=1", "--config.raft.sft_examples=30", "--config.raft.prompts=30", "--config.raft.held_out=15"),
-    *("--config.raft.cycles=2", "--config.raft.rows=32", "--config.raft.sft_epochs=40", "--config.raft.sft_lr=1e-2"),
+    *("--config.raft.cycles=2", "--config.raft.rows=32", "--config.raft.sft_epochs=200", "--config.raft.sft_lr=1e-2"),
     "--config.checkpoint.every=5",
 ]
 
