@@ -79,7 +79,7 @@ def of(rule, results, knobs=KNOBS):
         ),
         ("R7: more tries", history(FLAT, last=TRIES), {"R7"}),
         ("R7: not with a rising rate", history(RISING, last=TRIES), set()),
-        ("R7: not where a single completion of each prompt is known", history(FLAT, last={"pass_at": {"1": 0.3}}), set()),
+        ("R7: not where one completion a prompt is known", history(FLAT, last={"pass_at": {"1": 0.3}}), set()),
         ("R8: done", history((0.5, 0.97, 0.975, 0.98)), {"R8"}),
         ("R8: not at 94 %", history((0.5, 0.93, 0.935, 0.94)), set()),
         ("R9: rough and flat", history(FLAT, last={"losses": (*LEVEL[:6], 2.0, *LEVEL[:5])}), {"R3", "R6", "R9"}),
