@@ -133,6 +133,7 @@ def get_config() -> ConfigDict:
     c.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 500  # Steps between checkpoints; the last step is always saved.
     checkpoint.keep_last = 2  # Newest checkpoints kept, at least 2: the newest may be cut short.
+    checkpoint.retries = 2  # Saves in a row that may fail, as on a full disk, before the run ends.
     checkpoint.keep_best = 1  # Checkpoints of lowest bpb kept besides; an evaluation that is the best yet is saved.
 
     c.sample = sample = ConfigDict()

@@ -139,6 +139,7 @@ class CheckpointConfig:
     every: int = key(at_least(1))
     keep_last: int = key(at_least(2))
     keep_best: int = key(at_least(0))
+    retries: int = key(at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)

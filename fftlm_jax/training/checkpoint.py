@@ -5,6 +5,7 @@ damaged. Neither is ever restored, and neither is deleted: those newer than the 
 `quarantine/`, so that saving the same step again is not refused, and the good step takes their place.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from fftlm_jax.errors import CheckpointError, SaveError
 from fftlm_jax.training.run_directory import write_json
 
 MANIFEST = "manifest.json"
+_TEMPORARY = ".orbax-checkpoint-tmp"  # In the name of a folder that orbax has not finished.
 
 
 class Restored(NamedTuple):
@@ -85,10 +87,23 @@ class Checkpoints:
             saved = self._manager.save(step, args=items, metrics=metrics, force=True)
             if saved:
                 write_manifest(self.directory / str(step))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SaveError) as error:
+            self._forget_unfinished(step)
             raise SaveError(f"{self.directory}: step {step} could not be saved ({_first_line(error)}).") from error
         if not saved:
             raise SaveError(f"{self.directory}: orbax refused to save step {step}; is a newer step in the folder?")
+
+    def _forget_unfinished(self, step: int) -> None:
+        """Removes what a save that failed has left, lest it fill the disk for good; the next one begins afresh."""
+        if self._manager is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._manager.close()
+            self._manager = None
+        left = [p for p in self.directory.glob("*") if _TEMPORARY in p.name] if self.directory.is_dir() else []
+        if not (self.directory / str(step) / MANIFEST).exists():
+            left.append(self.directory / str(step))
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def set_aside_from(self, first: int, why: str) -> None:
         """Moves all steps from `first` on to `quarantine/`."""

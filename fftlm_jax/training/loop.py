@@ -18,7 +18,7 @@ import jax
 from fftlm_jax.config import Config, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Raise, Spike, adaptive_factor, answer_to_raise
 from fftlm_jax.data import Prefetcher, TrainingWindows
-from fftlm_jax.errors import CheckpointError, Interrupted
+from fftlm_jax.errors import CheckpointError, Interrupted, SaveError
 from fftlm_jax.model import build
 from fftlm_jax.optim import learning_rate_in_force
 from fftlm_jax.training import setup
@@ -101,6 +101,7 @@ class TrainingRun:
         self.train_loss = math.nan
         self.epoch_loss = [0.0, 0]  # Sum and count of the losses of the epoch under way.
         self.elapsed = 0.0  # Seconds that earlier processes gave to this run.
+        self.failed_saves = 0  # In a row.
         self.train_seconds = 0.0  # Seconds of training steps alone: no compiling, evaluating or saving.
         self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx))
         self.first_step = self.restored.step if self.restored else 0
@@ -151,7 +152,7 @@ class TrainingRun:
                 if done % config.train.steps_per_epoch == 0:
                     self._end_epoch(done)
                 if is_last or is_best or stop or done % config.checkpoint.every == 0:
-                    self._save(done, self.scores["bpb"] if evaluated else None)
+                    self._save(done, self.scores["bpb"] if evaluated else None, must=bool(is_last or stop))
                 if stop and not is_last:
                     raise self._interrupted(done, stop)
         self.recorder.finished(total, self.scores, self._seconds())
@@ -301,8 +302,11 @@ class TrainingRun:
         average = total / max(count, 1)
         self.recorder.epoch_ended(done, average, self.scores, self.controller.cutoff, self.lr, self._seconds())
 
-    def _save(self, done: int, bpb: float | None) -> None:
-        """Saves step `done`, ranked by `bpb` if it was just evaluated."""
+    def _save(self, done: int, bpb: float | None, must: bool) -> None:
+        """Saves step `done`, ranked by `bpb` if it was just evaluated.
+
+        Unless it `must`, some saves in a row may fail (a full disk may be cleared); training goes on meanwhile.
+        """
         self._settle()
         metrics_bytes, samples_bytes = self.recorder.flush()
         host = {
@@ -319,8 +323,16 @@ class TrainingRun:
             "metrics_bytes": metrics_bytes,
             "samples_bytes": samples_bytes,
         }
-        self.checkpoints.save(done, self.state, host, bpb)
-        self.recorder.saved(done)
+        try:
+            self.checkpoints.save(done, self.state, host, bpb)
+        except SaveError as error:
+            self.failed_saves += 1
+            if must or self.failed_saves > self.config.checkpoint.retries:
+                raise
+            self.recorder.save_failed(done, str(error))
+        else:
+            self.failed_saves = 0
+            self.recorder.saved(done)
         self.lap = time.perf_counter()
 
     def _interrupted(self, done: int, number: int) -> Interrupted:

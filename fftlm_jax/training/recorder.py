@@ -220,6 +220,11 @@ class Recorder:
         """A checkpoint is whole on disk."""
         self.log.write("event", done, event="checkpoint_saved")
 
+    def save_failed(self, done: int, why: str) -> None:
+        """A save failed; training goes on, and the next one is tried when it is due."""
+        self.log.write("event", done, event="save_failed", why=why.replace(str(self.directory.root), "."))
+        self.console.say(f"WARNING: {why} Training goes on; the next save is tried when it is due.")
+
     def interrupted(self, done: int, name: str) -> None:
         """A signal ends the process; `done` is saved."""
         self.log.write("event", done, event="interrupted", signal=name)
