@@ -2,7 +2,8 @@
 
     python main.py --config=configs/raft.py --workdir=runs/raft
 
-Expected result: see experiments/LOG.md. Other tasks: configs/raft_sort.py, configs/raft_dyck.py, and raft.task.
+Expected result: 80 to 88 % of held-out sums right after 8 cycles, from 10 to 13 %, in under 3 minutes on one core
+(experiments/LOG.md). Other tasks: configs/raft_sort.py, configs/raft_dyck.py, and raft.task.
 """
 
 from ml_collections import ConfigDict

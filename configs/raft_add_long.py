@@ -3,7 +3,7 @@
     python main.py --config=configs/raft_add_long.py --workdir=runs/raft_add_long
 
 Self-improvement from easy to hard (Lee et al. 2025, arXiv 2502.01612); a verifier takes the place of the majority.
-Expected result: see experiments/LOG.md.
+Expected result: not known; it was never run to its end.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/raft_countdown.py --workdir=runs/raft_countdown
 
-Problems have many right answers. Expected result: see experiments/LOG.md.
+Problems have many right answers. Expected result: not known; it was never run to its end.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python main.py --config=configs/raft_dyck.py --workdir=runs/raft_dyck
 
 Every prompt has many right answers, so cycles are compared by samples, and what must not be lost is their variety.
-Expected result: see experiments/LOG.md.
+Expected result: 38 to 52 % of held-out samples right after 8 cycles, from 17 to 39 % (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict

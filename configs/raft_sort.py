@@ -2,7 +2,7 @@
 
     python main.py --config=configs/raft_sort.py --workdir=runs/raft_sort
 
-Expected result: see experiments/LOG.md.
+Expected result: 27 to 59 % of held-out problems right after 8 cycles, from 10 to 17 % (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict
