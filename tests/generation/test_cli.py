@@ -144,7 +144,8 @@ def test_stop_ends_before_the_text(written, mode):
 
 def test_every_sample_stops_by_itself(generate):
     def texts(*options):
-        _, *samples = generate("--prompt=ab", "--bytes=24", "--samples=3", "--raw", *options)[1].split(b"=== sample ")
+        out = generate("--prompt=ab", "--bytes=24", "--samples=3", "--raw", *options)[1]
+        _, *samples = (b"\n" + out).split(b"\n=== sample ")  # Each begins on a line of its own.
         return [sample[4:] for sample in samples]  # Without number, newline and prompt.
 
     whole = texts()
