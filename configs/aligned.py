@@ -166,10 +166,17 @@ def get_config() -> ConfigDict:
     profile.start = 10  # First step of the profiler window (trace under <workdir>/profile).
     profile.steps = 0  # Length of the window; 0 for none.
 
-    # Of task "raft": supervised fine-tuning on a few labelled answers, then cycles of sample, verify, keep, fine-tune.
-    # Of the rest it uses seed, model, optim, init and resume; checkpoint.every (steps between snapshots of a training)
-    # and keep_last; and, started from a language model, data and eval for the text whose forgetting it measures.
-    c.raft = raft = ConfigDict()
+    c.raft = _raft()
+    return c
+
+
+def _raft() -> ConfigDict:
+    """Of task "raft": supervised fine-tuning on a few labelled answers, then cycles of sample, verify, keep, fine-tune.
+
+    Of the rest it uses seed, model, optim, init and resume; checkpoint.every (steps between snapshots of a training)
+    and keep_last; and, started from a language model, data and eval for the text whose forgetting it measures.
+    """
+    raft = ConfigDict()
     raft.task = "add"  # add 12+07=019, add_long (1 to size digits), sort 31524>12345, dyck (brackets) or countdown.
     raft.size = 2  # Digits (add, add_long, sort), length in bytes (dyck), given numbers (countdown).
     raft.reversed_answer = False  # Of add: the last digit comes first.
@@ -227,4 +234,4 @@ def get_config() -> ConfigDict:
     raft.on_regress = "rollback"
     raft.regress_factor = 0.7  # Of rollback: multiplied into the learning rate each time,
     raft.rollbacks = 2  # and how often it may happen.
-    return c
+    return raft

@@ -38,35 +38,19 @@ def bench_decode(rounds: int, workdir: str | None = None) -> list[Row]:
         blocks = decoder.stream(params, [b"x" * 256], _FOREVER, _SAMPLING, mode=mode, block=_BLOCK)
         return itertools.islice(blocks, (first - 256) // _BLOCK, None)
 
-    cached, chunks = stream(), stream("chunk")
-    early, late = stream(), stream(first=8192)
-    name = f"aligned ({config.n_layers} layers of {config.d_model})"
+    cached, chunks, early, late = stream(), stream("chunk"), stream(), stream(first=8192)
+    name = f"aligned ({config.n_layers} layers of {config.d_model}): a byte"
+    cached_sides = {"cached": lambda: next(cached), "chunk of 16": lambda: next(chunks)}
+    full = {"recompute 1024": recomputed_byte(config, graph, params, decoder.low_pass)}
+    places = {"from 8192 on": lambda: next(late), "from 256 on": lambda: next(early)}
+    units = {side: _BLOCK for side in (*cached_sides, *places)}
     rows = [
-        compare(
-            f"{name}: a byte",
-            {
-                "recompute 1024": recomputed_byte(config, graph, params, decoder.low_pass),
-                "cached": lambda: next(cached),
-                "chunk of 16": lambda: next(chunks),
-            },
-            rounds,
-            per="byte",
-            units={"cached": _BLOCK, "chunk of 16": _BLOCK},
-        ),
-        compare(
-            f"{name}: a byte, cached",
-            {"cached": lambda: next(cached), "chunk of 16": lambda: next(chunks)},
-            rounds,
-            per="byte",
-            units={"cached": _BLOCK, "chunk of 16": _BLOCK},
-        ),
-        compare(
-            f"{name}: a byte, cached, by its place",
-            {"from 8192 on": lambda: next(late), "from 256 on": lambda: next(early)},
-            rounds,
-            per="byte",
-            units={"from 8192 on": _BLOCK, "from 256 on": _BLOCK},
-        ),
+        compare(label, sides, rounds, per="byte", units=units)
+        for label, sides in (
+            (name, {**full, **cached_sides}),
+            (f"{name}, cached", cached_sides),
+            (f"{name}, cached, by its place", places),
+        )
     ]
     return rows + ([drafts_of(workdir, rounds)] if workdir else [])
 

@@ -24,7 +24,7 @@ def reached(workdir: Path) -> Reached:
     if not config.exists():
         return Reached(False, False, {})
     values = json.loads(config.read_text())
-    return _cycles(workdir) if values["task"] == "raft" else _steps(workdir, values["train"])
+    return _cycles(workdir) if values.get("task") == "raft" else _steps(workdir, values["train"])
 
 
 def _steps(workdir: Path, train: dict[str, int]) -> Reached:

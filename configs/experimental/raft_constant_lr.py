@@ -1,4 +1,4 @@
-"""The source card's experiment, baseline (no decay): as its two siblings but for the learning rate of the cycles.
+"""The source card's experiment, baseline (no decay); its two siblings differ in the learning rate of their cycles.
 
     python main.py --config=configs/experimental/raft_constant_lr.py --workdir=runs/raft_constant_lr
 

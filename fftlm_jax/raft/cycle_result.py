@@ -1,8 +1,9 @@
 """What a cycle of reward-ranked fine-tuning showed: the numbers that the journal keeps, the advisor reads and the
 report draws.
 
-Rates are fractions of verified completions. `held_out.rate` is the one that cycles are compared by, on prompts that no
-training ever sees; those of `samples` are of the prompts that were trained on, before that training.
+Rates are fractions of verified completions, and so the mean reward, since rewards are 0 and 1. `held_out.rate` is what
+cycles are compared by, on prompts that no training ever sees; those of `samples` are of the prompts that were trained
+on, before that training.
 """
 
 import dataclasses
@@ -35,9 +36,8 @@ class SampleResult:
     pass_at: dict[str, float]
     never: int  # Prompts with no right completion,
     always: int  # and with nothing but right ones.
-    mean_reward: float
     kept: int  # Completions that the cycle is trained on.
-    mean_reward_kept: float
+    right_among_kept: float  # Less than 1 under the random filter alone.
     coverage: float  # Prompts with a kept completion over prompts.
     unique_valid: float  # Distinct right completions over right completions, by prompt; 1 where there are none.
     distinct_3grams: float  # Distinct byte 3-grams of all completions over their number.

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from fftlm_jax.config import Config, read_config
-from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
+from fftlm_jax.config import Config
+from fftlm_jax.errors import UsageError
 from fftlm_jax.raft.cycle_result import CycleResult
 from fftlm_jax.raft.journal import Journal
-from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.training.saved_run import open_config
 
 
 def open_run(workdir: str | Path) -> tuple[Config, list[CycleResult]]:
@@ -15,13 +15,7 @@ def open_run(workdir: str | Path) -> tuple[Config, list[CycleResult]]:
     Raises:
         RunError: if there is no such run, or nothing of it is done, or its files were changed.
     """
-    directory = RunDirectory(workdir)
-    if not directory.has_config:
-        raise UsageError(f"{directory.root} holds no run; name a run directory.")
-    try:
-        config = read_config(directory.read_config(), with_data=False)
-    except ConfigError as error:
-        raise CheckpointError(f"{directory.config}: {error}") from None
+    directory, config = open_config(workdir)
     if config.task != "raft":
         raise UsageError(f"{directory.root} is a run of task {config.task!r}; name one of task 'raft'.")
     journal = Journal(directory.root)

@@ -11,8 +11,9 @@ import optax
 
 from fftlm_jax.errors import NonFiniteError
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.raft.journal import array_bytes, arrays_of, write_bytes
+from fftlm_jax.raft.journal import array_bytes, arrays_of
 from fftlm_jax.training.fine_tune import FineTuneState, FineTuneStep, Rows
+from fftlm_jax.training.run_directory import write_bytes
 
 _NUMBERS = ("loss", "grad_norm", "update_ratio")
 

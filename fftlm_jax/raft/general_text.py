@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from flax import nnx
-
 from fftlm_jax.config import Config
+from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.raft.origin import Origin
 from fftlm_jax.training.evaluation import summary
@@ -19,13 +18,13 @@ class GeneralText:
         DataError: if there is no such corpus.
     """
 
-    def __init__(self, config: Config, graph: nnx.GraphDef, origin: Origin) -> None:
+    def __init__(self, config: Config, origin: Origin) -> None:
         self._held_out: HeldOut | None = None
         self._cutoff = origin.cutoff
         if origin.text_window is not None:
             model = dataclasses.replace(config.model, seq_len=origin.text_window)
             self._config = dataclasses.replace(config, model=model)
-            self._held_out = HeldOut(self._config, graph, load_run_corpus(self._config).held_out)
+            self._held_out = HeldOut(self._config, build(model)[0], load_run_corpus(self._config).held_out)
 
     def bpb(self, params: Params) -> float | None:
         """Next-byte bits per byte, or None where the first weights had not learned any text."""

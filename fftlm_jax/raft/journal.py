@@ -11,7 +11,6 @@ here: equal runs have equal files.
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 
 from fftlm_jax.errors import CheckpointError, SaveError
 from fftlm_jax.raft.cycle_result import CycleResult
-from fftlm_jax.training.run_directory import write_json
+from fftlm_jax.training.run_directory import write_bytes, write_json
 
 _PHASES = "phases.json"
 PLAN, KEPT, WEIGHTS, RESULT = "plan.json", "kept.jsonl", "weights.npz", "result.json"
@@ -51,6 +50,10 @@ class Journal:
             if content is not None and _sha256(content) == known[name]:
                 return content
         content = make()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SaveError(f"{folder} cannot be made ({error.strerror}).") from None
         write_bytes(folder / name, content)
         write_json(folder / _PHASES, {**known, name: _sha256(content)})
         return content
@@ -208,24 +211,6 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise ValueError(f"not a file of arrays: {error}") from None
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Writes a file so that it is whole or absent.
-
-    Raises:
-        SaveError: if it cannot be written.
-    """
-    temporary = file.with_name(file.name + ".tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.rename(file)
-    except OSError as error:
-        raise SaveError(f"{file} cannot be written ({error.strerror}).") from None
 
 
 def _read(file: Path) -> bytes | None:

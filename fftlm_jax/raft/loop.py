@@ -16,16 +16,21 @@ from typing import Any
 
 from fftlm_jax.config import Config, to_dict
 from fftlm_jax.errors import CheckpointError
+from fftlm_jax.model import build
 from fftlm_jax.raft import setup
 from fftlm_jax.raft.advisor import Advice, advise_all, lr_factor_of
 from fftlm_jax.raft.cycle_result import CycleResult
+from fftlm_jax.raft.engine import Engine
+from fftlm_jax.raft.general_text import GeneralText
 from fftlm_jax.raft.journal import PLAN, RESULT, WEIGHTS, Journal, json_bytes, text_of
 from fftlm_jax.raft.measure import sample_result
+from fftlm_jax.raft.origin import origin_of
 from fftlm_jax.raft.phases import Phases
 from fftlm_jax.raft.planning import Plan, next_plan
 from fftlm_jax.raft.recorder import RaftRecorder, has_finished
 from fftlm_jax.raft.rules.history import best_of
 from fftlm_jax.raft.tasks import fingerprint
+from fftlm_jax.raft.weights import CycleWeights
 from fftlm_jax.training.checkpoint import Checkpoints
 from fftlm_jax.training.interrupts import Interrupts
 from fftlm_jax.training.resume import refuse_changes
@@ -76,8 +81,9 @@ class RaftRun:
         self.task, self.pools = setup.task_of(config)
         self.schedule = setup.schedule_of(config)
         self.knobs = setup.knobs_of(config, self.schedule)
-        self.journal = Journal(directory.root)
-        self.phases = Phases(config, self.task, self.pools, self.journal, interrupts)
+        self.lora, self.journal, self.interrupts = setup.lora_of(config), Journal(directory.root), interrupts
+        self.origin = origin_of(config, None if overwrite else self.journal)
+        self.general = GeneralText(config, self.origin)
         self.moved_to = directory.move_aside() if overwrite else None
         directory.acquire()
         stack.callback(directory.release)
@@ -91,8 +97,9 @@ class RaftRun:
             return _numbers(results)
         self.directory.write_config(to_dict(self.config))
         self.directory.write_env()
-        self.recorder = self.phases.recorder = RaftRecorder(self.config, self.directory, self.finished - 1)
+        self.recorder = RaftRecorder(self.config, self.directory, self.finished - 1)
         self.stack.callback(self.recorder.close)
+        self.phases = self._build_phases()
         self.checkpoints = Checkpoints(self.directory.checkpoints, self.config.checkpoint.keep_last, keep_best=0)
         self.stack.callback(self.checkpoints.close)
         self.checkpoints.set_aside_from(self.finished, "its cycle is not done, or was moved away")
@@ -103,6 +110,12 @@ class RaftRun:
             results.append(self._cycle(plan, results))
         self.recorder.finished(results, self._advice(results))
         return _numbers(results)
+
+    def _build_phases(self) -> Phases:
+        config, task, origin, journal = self.config, self.task, self.origin, self.journal
+        engine = Engine(config, task, origin.cutoff, self.recorder.progress, self.interrupts)
+        weights = CycleWeights(journal, build(config.model)[1], config.raft, self.lora, config.seed)
+        return Phases(config, task, self.pools, self.lora, origin, self.general, journal, engine, weights)
 
     def _next(self, results: Sequence[CycleResult]) -> Plan | None:
         factor = lr_factor_of(self._advice(results)[-1])
@@ -161,7 +174,7 @@ class RaftRun:
             "settings": _settings(self.config),
         }
         if plan.cycle == 0:
-            identity["origin"] = dataclasses.asdict(self.phases.origin)
+            identity["origin"] = dataclasses.asdict(self.origin)
         content = json_bytes({**plan.to_dict(), **identity})
         if self.journal.once(plan.cycle, PLAN, lambda: content) != content:
             raise CheckpointError(
@@ -172,7 +185,7 @@ class RaftRun:
     def _save(self, cycle: int) -> None:
         """Saves the model after a cycle as a checkpoint, for generation, evaluation, export and `init.checkpoint`."""
         host = {
-            "controller": {"cutoff": self.phases.origin.cutoff},
+            "controller": {"cutoff": self.origin.cutoff},
             "corpus": fingerprint(self.task),
             "config": to_dict(self.config),
         }

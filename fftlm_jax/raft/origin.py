@@ -4,17 +4,15 @@ Written into the plan of cycle 0, so that the run it came from may train on, mov
 """
 
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
-import numpy as np
-
-from fftlm_jax.array_names import by_name
 from fftlm_jax.config import Config, differences, to_dict
-from fftlm_jax.errors import ConfigError
+from fftlm_jax.errors import CheckpointError, ConfigError
+from fftlm_jax.model.language_model import Params
 from fftlm_jax.raft.journal import PLAN, Journal
 from fftlm_jax.raft.setup import first_weights
+from fftlm_jax.training.verify import state_hash
 from fftlm_jax.training.warm_start import checkpoint_step
 
 # Keys that deal the pools: a run that goes on from another's weights must share them, or its held-out problems may have
@@ -31,19 +29,35 @@ class Origin:
     text_window: int | None  # Bytes of a training window, where they are a language model's; else None.
 
 
-def origin_of(config: Config, journal: Journal) -> Origin:
+def origin_of(config: Config, journal: Journal | None) -> Origin:
     """The origin as the journal has it, or as it is found now.
+
+    Args:
+        config: of the run.
+        journal: of the run that is gone on with; None where one is begun.
 
     Raises:
         ConfigError: if the weights were fine-tuned on other pools of problems.
     """
-    if journal.has(0, PLAN):
+    if journal is not None and journal.has(0, PLAN):
         return Origin(**journal.plan(0)["origin"])
     params, cutoff = first_weights(config)
-    digest = hashlib.sha256()
-    for name, array in sorted(by_name(params, "/").items()):
-        digest.update(name.encode() + np.asarray(array).tobytes())
-    return Origin(digest.hexdigest(), cutoff, _text_window(config))
+    return Origin(state_hash(params, {}), cutoff, _text_window(config))
+
+
+def weights_of_origin(config: Config, origin: Origin) -> Params:
+    """The first weights, read again.
+
+    Raises:
+        CheckpointError: if they are not those that the run began with.
+    """
+    params = first_weights(config)[0]
+    if state_hash(params, {}) != origin.weights:
+        raise CheckpointError(
+            f"init.checkpoint: {config.init.checkpoint or 'the first weights'} changed since this run began; bring the "
+            "old weights back, or begin anew with --overwrite."
+        )
+    return params
 
 
 def _text_window(config: Config) -> int | None:

@@ -1,28 +1,23 @@
 """The phases of a cycle: each a function of the config and of the phases before it, done once and journalled.
 
-Kept apart from the order they come in (`loop.py`). A phase that is cut short goes on from its part file or is done
-again; either way with the same random numbers, since every seed is a function of the run's, the cycle and the purpose.
+Kept apart from the order they come in (`loop.py`) and from the model at work (`engine.py`). A phase that is cut short
+goes on from its part file or is done again; either way with the same random numbers, since every seed is a function of
+the run's, the cycle and the purpose.
 """
 
 import hashlib
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
-import optax
 
 from fftlm_jax.config import Config, RaftConfig
-from fftlm_jax.errors import Interrupted
-from fftlm_jax.generation import Decoder, SamplingConfig
-from fftlm_jax.model import build
-from fftlm_jax.model.language_model import Params
-from fftlm_jax.model.lora import init_adapters, merge
+from fftlm_jax.generation import SamplingConfig
+from fftlm_jax.model.lora import LoRA, init_adapters, merge
 from fftlm_jax.raft import setup
 from fftlm_jax.raft.cycle_result import HeldOutResult, TrainResult
-from fftlm_jax.raft.fitting import Fitted, fit
+from fftlm_jax.raft.engine import Engine, Pairs
+from fftlm_jax.raft.fitting import Fitted
 from fftlm_jax.raft.general_text import GeneralText
 from fftlm_jax.raft.journal import (
     KEPT,
@@ -38,24 +33,13 @@ from fftlm_jax.raft.journal import (
     text_of,
 )
 from fftlm_jax.raft.measure import Judged, judge_all, score_held_out, train_result
-from fftlm_jax.raft.origin import origin_of
+from fftlm_jax.raft.origin import Origin, weights_of_origin
 from fftlm_jax.raft.planning import Plan
-from fftlm_jax.raft.recorder import RaftRecorder
-from fftlm_jax.raft.sampler import complete
 from fftlm_jax.raft.selection import Candidate, select, select_random
 from fftlm_jax.raft.step_rates import epochs_for, step_rates
 from fftlm_jax.raft.tasks import Pools, Task
 from fftlm_jax.raft.weights import CycleWeights, arrays_by_name
-from fftlm_jax.training.fine_tune import (
-    FineTuneStep,
-    batches,
-    make_answer_loss,
-    make_fine_tune_step,
-    rows_of,
-    steps_per_epoch,
-)
-from fftlm_jax.training.interrupts import Interrupts
-from fftlm_jax.training.setup import evaluation_low_pass, low_pass_at
+from fftlm_jax.training.fine_tune import steps_per_epoch
 
 
 class Phases:
@@ -64,25 +48,29 @@ class Phases:
     Args:
         config: of the run.
         task, pools: what is asked.
+        lora: settings of the adapters.
+        origin: of the first weights.
+        general: text whose forgetting is measured.
         journal: where every phase is written down.
-        interrupts: asked between batches and steps.
+        engine: the model at work.
+        weights: of the cycles that are done.
     """
 
-    def __init__(self, config: Config, task: Task, pools: Pools, journal: Journal, interrupts: Interrupts) -> None:
-        self.config, self.raft = config, config.raft
-        self.task, self.pools, self.journal, self.interrupts = task, pools, journal, interrupts
-        self.lora = setup.lora_of(config)
-        self.graph, abstract = build(config.model)
-        self.origin = origin_of(config, journal)
-        # Weights are trained under the band limit that they came with, and need none once they are (see setup).
-        self.low_pass = low_pass_at(config, self.origin.cutoff)
-        self.decoder = Decoder(config.model, self.graph, evaluation_low_pass(config, self.origin.cutoff))
-        self.width = task.longest_prompt + task.longest_answer
-        self.weights = CycleWeights(journal, abstract, self.raft, self.lora, config.seed)
-        self.answer_loss = make_answer_loss(self.graph, self.low_pass, self.raft.rows)
-        self.general = GeneralText(config, self.graph, self.origin)
-        self.recorder: RaftRecorder | None = None
-        self._steps: dict[tuple[str, int], Any] = {}
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        pools: Pools,
+        lora: LoRA,
+        origin: Origin,
+        general: GeneralText,
+        journal: Journal,
+        engine: Engine,
+        weights: CycleWeights,
+    ) -> None:
+        self.config, self.raft, self.lora = config, config.raft, lora
+        self.task, self.pools, self.origin, self.general = task, pools, origin, general
+        self.journal, self.engine, self.weights = journal, engine, weights
 
     def supervised(self) -> None:
         """Cycle 0: trains on the labelled problems; what is written down are whole weights, adapters merged."""
@@ -94,10 +82,12 @@ class Phases:
         pairs = [(p.prompt, p.answer) for p in self.pools.sft]
         steps = raft.sft_epochs * steps_per_epoch(len(pairs), raft.batch_size)
         rates = step_rates(raft.sft_lr, steps, warmup=steps // 10, decay=True)
-        first = setup.first_weights(self.config)[0]
+        first = weights_of_origin(self.config, self.origin)
         start = init_adapters(first, self.lora, self.config.seed) if is_lora else first
         base = first if is_lora else {}
-        fitted = self._fit(0, raft.sft_trained, base, start, pairs, raft.sft_epochs, rates)
+        fitted = self.engine.fit(
+            raft.sft_trained, base, start, pairs, rates, epochs=raft.sft_epochs, **self._fit_options(0)
+        )
         params = merge(first, fitted.trained, self.lora) if is_lora else fitted.trained
         return array_bytes(arrays_by_name(params, is_adapters=False))
 
@@ -111,12 +101,19 @@ class Phases:
             found = found if len(found) == total else found[: len(found) // rows * rows]
             part.restart(map(text_of, found))
             params = self.weights.after(plan.parent)
-            stream = self._complete(params, prompts, self._seed(plan.cycle, "samples"), first_batch=len(found) // rows)
+            stream = self.engine.write(
+                params,
+                prompts,
+                samples=self.raft.samples,
+                sampling=setup.sampling_of_cycle(self.config),
+                seed=self._seed(plan.cycle, "samples"),
+                done=len(found),
+                doing=f"sampling in cycle {plan.cycle}",
+                unit="samples",
+            )
             for batch in stream if len(found) < total else ():
                 part.append(map(text_of, batch))
                 found += batch
-                self.recorder.progress(len(found), total, "samples")
-                self._stop_if_asked(plan.cycle, "while sampling")
             samples = self.raft.samples
             return lines_of(
                 {"prompt": text_of(prompts[i // samples][1]), "sample": i % samples, "completion": text_of(completion)}
@@ -128,6 +125,8 @@ class Phases:
         return [bytes_of(row["completion"]) for row in rows_of_lines(content)]
 
     def verdicts(self, cycle: int, prompts: list[bytes], completions: list[bytes]) -> Judged:
+        """What the verifier says of every completion, in their order."""
+
         def make() -> bytes:
             judged = judge_all(self.task, prompts, completions)
             return lines_of({"ok": ok, "reason": reason} for ok, reason in zip(judged.ok, judged.reasons))
@@ -136,6 +135,7 @@ class Phases:
         return Judged(completions, [row["ok"] for row in rows], [row["reason"] for row in rows])
 
     def kept(self, cycle: int, prompts: list[bytes], judged: Judged) -> list[Candidate]:
+        """The completions that are trained on: right ones, or as many at random; see `selection`."""
         raft, seed = self.raft, self._seed(cycle, "kept")
 
         def make() -> bytes:
@@ -168,7 +168,9 @@ class Phases:
 
         def make() -> bytes:
             base, trained = self.weights.start(plan.parent)
-            fitted = self._fit(plan.cycle, raft.trained, base, trained, pairs, epochs, rates)
+            fitted = self.engine.fit(
+                raft.trained, base, trained, pairs, rates, epochs=epochs, **self._fit_options(plan.cycle)
+            )
             arrays = arrays_by_name(fitted.trained, is_adapters=raft.trained == "lora")
             return array_bytes({**arrays, **{STEPS + name: getattr(fitted, name) for name in Fitted._fields[1:]}})
 
@@ -182,22 +184,24 @@ class Phases:
         raft, problems, params = self.raft, self.pools.held_out, self.weights.after(cycle)
 
         def write(prompts: Sequence[bytes], samples: int, greedy: bool) -> list[bytes]:
-            seed, found = self._seed(cycle, "held out"), []
-            sampling = SamplingConfig(temperature=0.0) if greedy else None
-            for batch in self._complete(params, list(enumerate(prompts)), seed, samples=samples, sampling=sampling):
-                found += batch
-                self.recorder.progress(len(found), len(prompts) * samples, "held-out samples")
-                self._stop_if_asked(cycle, "while evaluating")
-            return found
+            batches = self.engine.write(
+                params,
+                list(enumerate(prompts)),
+                samples=samples,
+                sampling=SamplingConfig(temperature=0.0) if greedy else setup.sampling_of_cycle(self.config),
+                seed=self._seed(cycle, "held out"),
+                doing=f"evaluating in cycle {cycle}",
+                unit="held-out samples",
+            )
+            return [completion for batch in batches for completion in batch]
 
-        gold = rows_of([(p.prompt, p.answer) for p in problems], self.width)
         return score_held_out(
             self.task,
             problems,
             write,
             samples=raft.held_out_samples,
             by=raft.score,
-            gold_loss=self.answer_loss(params, gold),
+            gold_loss=self.engine.answer_loss(params, [(p.prompt, p.answer) for p in problems]),
             general_bpb=self.general.bpb(params),
         )
 
@@ -211,69 +215,15 @@ class Phases:
             cycle = self.journal.parent(cycle)
         return list(everything)
 
-    def _anchors(self, cycle: int, count: int) -> list[tuple[bytes, bytes]]:
+    def _anchors(self, cycle: int, count: int) -> Pairs:
         """Labelled problems to mix among `count` kept completions, so that they make the share `raft.anchor`."""
         share, pool = self.raft.anchor, self.pools.sft
         wanted = round(count * share / (1 - share))
         order = np.random.default_rng(self._seed(cycle, "anchors")).permutation(len(pool))
         return [(pool[i].prompt, pool[i].answer) for i in np.resize(order, wanted)]
 
-    def _fit(
-        self,
-        cycle: int,
-        trained: str,
-        base: Params,
-        start: Any,
-        pairs: list[tuple[bytes, bytes]],
-        epochs: int,
-        rates: np.ndarray,
-    ) -> Fitted:
-        config = self.config
-        step, tx = self._step(trained, len(rates))
-        key = jax.random.key(self._seed(cycle, "dropout"))
-        order = batches(rows_of(pairs, self.width), self.raft.batch_size, epochs, (config.seed, cycle))
-
-        def pause(done: int) -> bool:
-            self.recorder.progress(done, len(rates), "steps")
-            return self.interrupts.requested is not None
-
-        every = config.checkpoint.every
-        fitted = fit(step, tx, base, start, order, rates, key, snapshot=self._snapshot(cycle), every=every, pause=pause)
-        if fitted is None:
-            self._stop_if_asked(cycle, "while training")
-        return fitted
-
-    def _step(self, trained: str, steps: int) -> tuple[FineTuneStep, optax.GradientTransformationExtraArgs]:
-        """The step and its optimizer, compiled once for all cycles unless the optimizer depends on their length."""
-        length = steps if trained == "full" and self.config.optim.name == "muon" else 1
-        if (trained, length) not in self._steps:
-            tx = setup.optimizer_of(self.config, trained, length)
-            lora, dropout = self.lora if trained == "lora" else None, self.config.model.dropout > 0
-            step = make_fine_tune_step(self.graph, self.low_pass, tx, lora=lora, model_dropout=dropout)
-            self._steps[trained, length] = step, tx
-        return self._steps[trained, length]
-
-    def _complete(
-        self,
-        params: Params,
-        prompts: Sequence[tuple[int, bytes]],
-        seed: int,
-        *,
-        samples: int | None = None,
-        sampling: SamplingConfig | None = None,
-        first_batch: int = 0,
-    ) -> Iterator[list[bytes]]:
-        return complete(
-            self.decoder,
-            params,
-            prompts,
-            samples=samples or self.raft.samples,
-            longest=self.task.longest_answer,
-            sampling=sampling or setup.sampling_of_cycle(self.config),
-            seed=seed,
-            rows=self.raft.rows,
-            first_batch=first_batch,
-        )
+    def _fit_options(self, cycle: int) -> dict[str, int | Path]:
+        return {"cycle": cycle, "seed": self._seed(cycle, "dropout"), "snapshot": self._snapshot(cycle)}
 
     def _snapshot(self, cycle: int) -> Path:
         return self.journal.folder(cycle) / "fit.part.npz"
@@ -281,14 +231,6 @@ class Phases:
     def _seed(self, cycle: int, purpose: str) -> int:
         digest = hashlib.sha256(f"{self.config.seed} {cycle} {purpose}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
-
-    def _stop_if_asked(self, cycle: int, where: str) -> None:
-        if self.interrupts.requested is not None:
-            name = signal.Signals(self.interrupts.requested).name
-            raise Interrupted(
-                f"{name} {where} in cycle {cycle}; what was done is saved, and the same command goes on from there",
-                self.interrupts.requested,
-            )
 
 
 def budget_of(raft: RaftConfig, cycle: int) -> int:

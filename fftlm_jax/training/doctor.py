@@ -14,12 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fftlm_jax.command_line import run_command
-from fftlm_jax.config import read_config
-from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
+from fftlm_jax.errors import UsageError
 from fftlm_jax.training.diagnostics import HEALTHY, NOTE, WARNING, Finding, diagnose, facts_of
 from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.samples import read_samples
+from fftlm_jax.training.saved_run import open_config
 from fftlm_jax.training.text_log import DOCUMENTS_LR, read_text_log
 
 
@@ -36,13 +35,9 @@ def examine(path: Path, base_lr: float = DOCUMENTS_LR) -> list[Finding]:
     if not path.is_dir():
         log = read_text_log(path, base_lr)
         return diagnose(log.records, log.facts)
-    directory = RunDirectory(path)
-    if not directory.has_config or not directory.metrics.is_file():
-        raise UsageError(f"{path} holds no run; name a run directory or a text log.")
-    try:
-        config = read_config(directory.read_config(), with_data=False)
-    except ConfigError as error:
-        raise CheckpointError(f"{directory.config}: {error}") from None
+    directory, config = open_config(path)
+    if not directory.metrics.is_file():
+        raise UsageError(f"{path} holds a run that has not begun; let it train, or name another or a text log.")
     records = read_metrics(directory.metrics)
     if not any(record["kind"] == "train" for record in records):
         raise UsageError(f"{path}: no step is recorded yet; ask again later.")

@@ -146,15 +146,20 @@ class RunDirectory:
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Writes JSON so that the file is complete or unchanged, also after a power cut.
+    """Writes JSON as `write_bytes` does."""
+    write_bytes(file, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Writes a file so that it is complete or unchanged, also after a power cut.
 
     Raises:
         SaveError: if it cannot be written.
     """
     temporary = file.with_name(file.name + ".tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(json.dumps(values, indent=2) + "\n")
+        with temporary.open("wb") as handle:
+            handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.rename(file)

@@ -47,13 +47,7 @@ def load(workdir: str | Path, which: str, *, averaged: bool = False) -> SavedRun
     Raises:
         RunError: if there is no such run or step, or it is damaged.
     """
-    directory = RunDirectory(workdir)
-    if not directory.has_config:
-        raise UsageError(f"--workdir: {directory.root} holds no run; name a run directory.")
-    try:
-        config = read_config(directory.read_config(), with_data=False)
-    except ConfigError as error:
-        raise CheckpointError(f"{directory.config}: {error}") from None
+    directory, config = open_config(workdir, "--workdir: ")
     step = choose_step(directory.checkpoints, which)
     folder = directory.checkpoints / str(step)
     fault = manifest_fault(folder)
@@ -69,6 +63,25 @@ def load(workdir: str | Path, which: str, *, averaged: bool = False) -> SavedRun
     host = read_host(folder)
     low_pass = evaluation_low_pass(config, int(host["controller"]["cutoff"]))
     return SavedRun(config, step, jax.tree.map(jnp.asarray, params), low_pass, host["corpus"])
+
+
+def open_config(workdir: str | Path, option: str = "") -> tuple[RunDirectory, Config]:
+    """The folder of a run and its config, which needs no corpus.
+
+    Args:
+        workdir: run directory.
+        option: how the command line names it; begins the sentence about a folder that holds no run.
+
+    Raises:
+        UsageError: if there is no run. CheckpointError: if its config cannot be used.
+    """
+    directory = RunDirectory(workdir)
+    if not directory.has_config:
+        raise UsageError(f"{option}{directory.root} holds no run; name a run directory.")
+    try:
+        return directory, read_config(directory.read_config(), with_data=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory.config}: {error}") from None
 
 
 def _averaged(config: Config, ema: dict[str, Any]) -> Params:

@@ -3,7 +3,9 @@
 from fftlm_jax.raft.cycle_result import CycleResult, HeldOutResult, SampleResult, TrainResult
 from fftlm_jax.raft.rules import Knobs
 
-KNOBS = Knobs("constant", 2e-3, 0.85, temperature=1.0, anchor=0.0, epochs=3, warmup=0)
+KNOBS = Knobs(
+    "constant", 2e-3, 0.85, temperature=1.0, anchor=0.0, epochs=3, warmup=0, max_epochs=100, lr_source=""
+)  # fmt: skip
 FALLING = (0.5, 0.47, 0.45, 0.42, 0.40, 0.39, 0.37, 0.36, 0.35, 0.34, 0.33, 0.32)
 LEVEL = (0.5,) * 12
 
@@ -29,9 +31,8 @@ def cycle(number, rate, *, parent=None, multi_answer=False, no_training=False, *
             "pass_at": {"1": 0.4, "8": 0.8},
             "never": 300,
             "always": 100,
-            "mean_reward": 0.4,
             "kept": 1800,
-            "mean_reward_kept": 1.0,
+            "right_among_kept": 1.0,
             "coverage": 0.6,
             "unique_valid": 0.9,
             "distinct_3grams": 0.2,

@@ -12,7 +12,7 @@ import pytest
 
 from fftlm_jax.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from fftlm_jax.generation.cli import main as generate
-from fftlm_jax.raft import fitting, phases
+from fftlm_jax.raft import engine, fitting, phases
 from fftlm_jax.raft.journal import Journal, arrays_of, bytes_of, rows_of_lines
 from fftlm_jax.raft.loop import run
 from fftlm_jax.raft.tasks import make_task
@@ -108,7 +108,7 @@ def test_killed_at_every_phase(straight, tmp_path, monkeypatch, cycle, name, whe
 
 def test_interrupted_while_sampling_it_goes_on_within_the_phase(straight, tmp_path, monkeypatch):
     asked = []
-    real = phases.complete
+    real = engine.complete
 
     def counting(*args, **kwargs):
         asked.append(kwargs["first_batch"])
@@ -125,7 +125,7 @@ def test_interrupted_while_sampling_it_goes_on_within_the_phase(straight, tmp_pa
         patch.setattr("fftlm_jax.raft.recorder.RaftRecorder.progress", interrupt)
         with pytest.raises(Interrupted, match="SIGTERM while sampling in cycle 1"):
             run(raft_values(), tmp_path)
-    monkeypatch.setattr(phases, "complete", counting)
+    monkeypatch.setattr(engine, "complete", counting)
     run(raft_values(), tmp_path)
     assert 2 in asked, "the two batches that were sampled are not sampled again"
     assert journal_hashes(tmp_path) == straight[1]
@@ -205,14 +205,14 @@ def _model(workdir, cycle, start="continue"):
 @pytest.mark.parametrize("start", ("continue", "restart", "merge"))
 def test_start_policies(tmp_path, monkeypatch, start):
     begun, trained_on = [], []
-    fit, rows_of = phases.fit, phases.rows_of
+    fit, rows_of = engine.fit, engine.rows_of
 
     def fit_and_note(step, tx, base, trained, *args, **kwargs):
         begun.append((jax.tree.map(np.asarray, base), jax.tree.map(np.asarray, trained)))
         return fit(step, tx, base, trained, *args, **kwargs)
 
-    monkeypatch.setattr(phases, "fit", fit_and_note)
-    monkeypatch.setattr(phases, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))
+    monkeypatch.setattr(engine, "fit", fit_and_note)
+    monkeypatch.setattr(engine, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))
     run(raft_values(raft__start=start, raft__on_regress="continue"), tmp_path)
     kept = [
         {(bytes_of(p), bytes_of(c)) for p, c, _ in rows_of_lines((tmp_path / f"cycles/000{n}/kept.jsonl").read_bytes())}
@@ -247,8 +247,8 @@ def test_a_rollback_samples_and_starts_from_the_best_cycle(straight, tmp_path, m
 
 
 def test_anchors_are_labelled_problems_in_the_share_asked_for(tmp_path, monkeypatch):
-    trained_on, rows_of = [], phases.rows_of
-    monkeypatch.setattr(phases, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))
+    trained_on, rows_of = [], engine.rows_of
+    monkeypatch.setattr(engine, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))
     run(raft_values(raft__anchor=0.5, raft__cycles=1), tmp_path)
     labelled = set(trained_on[0])
     mixed = next(pairs for pairs in trained_on[1:] if set(pairs) & labelled and len(pairs) != len(labelled))
@@ -298,6 +298,30 @@ def test_settings_of_a_cycle_under_way_cannot_change(tmp_path, monkeypatch):
         run(changed, tmp_path)
     with pytest.raises(CheckpointError, match="raft.prompts: 30 -> 29"):
         run(raft_values(raft__prompts=29, resume__allow=("raft",)), tmp_path)
+
+
+def test_overwriting_begins_from_its_own_origin_and_not_from_the_old_runs(straight, tmp_path):
+    run(raft_values(raft__cycles=0), tmp_path / "run")
+    options = {"init__checkpoint": str(straight[0]), "raft__sft_epochs": 0, "raft__cycles": 0}
+    numbers = run(raft_values(**options), tmp_path / "run", overwrite=True)
+    assert numbers["start_rate"] == straight[2]["best_rate"]
+    origins = [json.loads((w / "cycles/0000/plan.json").read_text())["origin"] for w in tmp_path.iterdir()]
+    assert len({origin["weights"] for origin in origins}) == 2
+
+
+def test_weights_that_changed_before_they_were_trained_on_are_refused(straight, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(straight[0], source)
+    values = raft_values(init__checkpoint=str(source), raft__cycles=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "fit", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run(values, tmp_path / "run")
+    run(raft_values(seed=1, raft__cycles=0), tmp_path / "other")
+    shutil.rmtree(source / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", source / "checkpoints")
+    with pytest.raises(CheckpointError, match="changed since this run began"):
+        run(values, tmp_path / "run")
 
 
 def test_a_run_does_not_need_its_origin_any_more(straight, tmp_path):

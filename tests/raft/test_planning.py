@@ -24,8 +24,8 @@ def held_out(rate, se=0.01):
 
 def samples(level=1, level_rate=0.0):
     return SampleResult(
-        prompts=10, samples=80, rate=0.1, se=0.01, pass_at={"1": 0.1}, never=5, always=0, mean_reward=0.1, kept=5,
-        mean_reward_kept=1.0, coverage=0.5, unique_valid=1.0, distinct_3grams=0.5, longest_repeat=0.1, truncated=0.0,
+        prompts=10, samples=80, rate=0.1, se=0.01, pass_at={"1": 0.1}, never=5, always=0, kept=5,
+        right_among_kept=1.0, coverage=0.5, unique_valid=1.0, distinct_3grams=0.5, longest_repeat=0.1, truncated=0.0,
         mean_length=4.0, level=level, level_rate=level_rate,
     )  # fmt: skip
 

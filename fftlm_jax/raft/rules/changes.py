@@ -28,8 +28,8 @@ class Knobs:
     anchor: float
     epochs: int
     warmup: int  # Steps of a cycle.
-    max_epochs: int = 1000
-    lr_source: str = ""  # What to change where the schedule is not in the config's own keys.
+    max_epochs: int
+    lr_source: str  # Empty; or what to change where the schedule is not in the config's own keys.
 
 
 class RateChange(NamedTuple):

@@ -52,12 +52,14 @@ class Add:
         return self.digits + 2
 
     def problems(self, seed: int) -> Iterator[Problem]:
+        """Every pair of numbers, shuffled by the seed."""
         numbers = 10**self.digits
         for index in shuffled(numbers**2, f"{self.name} {seed}"):
             first, second = (b"%0*d" % (self.digits, number) for number in divmod(index, numbers))
             yield Problem(b"%b+%b=" % (first, second), sum_of(first, second, self.reversed_answer))
 
     def key(self, prompt: bytes) -> bytes:
+        """The operands in order: both ways to write a sum share it."""
         return b"+".join(sorted(self._read(prompt)))
 
     def level(self, prompt: bytes) -> int:
@@ -65,6 +67,7 @@ class Add:
         return 1
 
     def verify(self, prompt: bytes, completion: bytes) -> Verdict:
+        """Right if it is the sum in its fixed width."""
         try:
             first, second = self._read(prompt)
         except ValueError:

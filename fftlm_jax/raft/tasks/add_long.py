@@ -54,12 +54,14 @@ class AddLong:
             yield Problem(b"%b+%b=" % (first, second), sum_of(first, second, reversed_answer=True))
 
     def key(self, prompt: bytes) -> bytes:
+        """The operands in order: both ways to write a sum share it."""
         return b"+".join(sorted(self._read(prompt)))
 
     def level(self, prompt: bytes) -> int:
         return len(self._read(prompt)[0])
 
     def verify(self, prompt: bytes, completion: bytes) -> Verdict:
+        """Right if it is the sum, its last digit first."""
         try:
             first, second = self._read(prompt)
         except ValueError:

@@ -53,6 +53,7 @@ class Countdown:
         return 4 * self.numbers - 2
 
     def problems(self, seed: int) -> Iterator[Problem]:
+        """Numbers and a target that they reach, drawn from the seed, with the expression that a search found."""
         for index in shuffled(_TARGETS * _GREATEST**self.numbers, f"{self.name} {seed}"):
             index, target = divmod(index, _TARGETS)
             target += 1
@@ -74,6 +75,7 @@ class Countdown:
         return 1
 
     def verify(self, prompt: bytes, completion: bytes) -> Verdict:
+        """Right if the expression is worth the target and uses each number at most once; it is parsed, never run."""
         try:
             given, target = self._read(prompt)
         except ValueError:

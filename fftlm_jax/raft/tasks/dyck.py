@@ -94,6 +94,7 @@ class Dyck:
         return self.length - self.longest_prompt + 1
 
     def problems(self, seed: int) -> Iterator[Problem]:
+        """Every beginning, shuffled by the seed, with one of its completions."""
         begin, rest = self.longest_prompt, self.length - self.longest_prompt
         for index in shuffled(_ways(0, begin, balanced=False), f"{self.name} {seed}"):
             prompt = _spell(b"", begin, balanced=False, number=index)
@@ -103,6 +104,7 @@ class Dyck:
             yield Problem(prompt, _spell(waiting, rest, balanced=True, number=number) + END)
 
     def key(self, prompt: bytes) -> bytes:
+        """The beginning itself."""
         self._read(prompt)
         return prompt
 
@@ -111,6 +113,7 @@ class Dyck:
         return 1
 
     def verify(self, prompt: bytes, completion: bytes) -> Verdict:
+        """Right if beginning and completion are balanced and of the task's length together."""
         try:
             self._read(prompt)
         except ValueError:

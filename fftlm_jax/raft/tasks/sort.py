@@ -35,6 +35,7 @@ class Sort:
         return self.digits + 1
 
     def problems(self, seed: int) -> Iterator[Problem]:
+        """Unsorted strings of digits, shuffled by the seed."""
         for index in shuffled(10**self.digits, f"{self.name} {seed}"):
             given = b"%0*d" % (self.digits, index)
             ordered = bytes(sorted(given))
@@ -50,6 +51,7 @@ class Sort:
         return 1
 
     def verify(self, prompt: bytes, completion: bytes) -> Verdict:
+        """Right if it is the digits in order."""
         try:
             given = self._read(prompt)
         except ValueError:

@@ -1,0 +1,156 @@
+"""The model at work for the phases of a run: trains on pairs, writes completions, scores answers.
+
+Compiled once for all cycles. Between batches and steps it tells how far it is and asks whether it is to stop.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from fftlm_jax.config import Config
+from fftlm_jax.errors import Interrupted
+from fftlm_jax.generation import Decoder, SamplingConfig
+from fftlm_jax.model import build
+from fftlm_jax.model.language_model import Params
+from fftlm_jax.raft import setup
+from fftlm_jax.raft.fitting import Fitted, fit
+from fftlm_jax.raft.sampler import complete
+from fftlm_jax.raft.tasks import Task
+from fftlm_jax.training.fine_tune import FineTuneStep, batches, make_answer_loss, make_fine_tune_step, rows_of
+from fftlm_jax.training.interrupts import Interrupts
+from fftlm_jax.training.setup import evaluation_low_pass, low_pass_at
+
+Pairs = list[tuple[bytes, bytes]]  # Questions and answers.
+
+
+class Engine:
+    """The model of one run.
+
+    Args:
+        config: of the run.
+        task: what is asked; how long its texts are.
+        cutoff: in bins, of the first weights.
+        progress: told (done, total, unit) of the phase under way.
+        interrupts: asked between batches and steps.
+    """
+
+    def __init__(
+        self, config: Config, task: Task, cutoff: int, progress: Callable[[int, int, str], None], interrupts: Interrupts
+    ) -> None:
+        self._config, self._progress, self._interrupts = config, progress, interrupts
+        self._longest_answer = task.longest_answer
+        self._width = task.longest_prompt + task.longest_answer
+        self._graph, _ = build(config.model)
+        # Weights are trained under the band limit that they came with; trained so, they need none to be used.
+        self._low_pass = low_pass_at(config, cutoff)
+        self._decoder = Decoder(config.model, self._graph, evaluation_low_pass(config, cutoff))
+        self._answer_loss = make_answer_loss(self._graph, self._low_pass, config.raft.rows)
+        self._lora = setup.lora_of(config)
+        self._steps: dict[tuple[str, int], tuple[FineTuneStep, optax.GradientTransformationExtraArgs]] = {}
+
+    def fit(
+        self,
+        trained: str,
+        base: Params,
+        start: Any,
+        pairs: Pairs,
+        rates: np.ndarray,
+        *,
+        epochs: int,
+        cycle: int,
+        seed: int,
+        snapshot: Path,
+    ) -> Fitted:
+        """Trains on pairs, of which the answers count.
+
+        Args:
+            trained: what is: `full` (all weights) or `lora` (adapters).
+            base, start: weights that stay as they are, and what is trained, before the first step.
+            pairs: questions and answers.
+            rates: learning rate of every step.
+            epochs: passes over the pairs.
+            cycle: for the order of the pairs, and for what is said.
+            seed: of dropout.
+            snapshot: where the state is saved on the way; one that is there is gone on from.
+
+        Raises:
+            Interrupted: once a snapshot of where it stopped is saved. NonFiniteError: at a step that is not finite.
+        """
+        config = self._config
+        step, tx = self._step(trained, len(rates))
+        order = batches(rows_of(pairs, self._width), config.raft.batch_size, epochs, (config.seed, cycle))
+
+        def pause(done: int) -> bool:
+            self._progress(done, len(rates), "steps")
+            return self._interrupts.requested is not None
+
+        every, key = config.checkpoint.every, jax.random.key(seed)
+        fitted = fit(step, tx, base, start, order, rates, key, snapshot=snapshot, every=every, pause=pause)
+        if fitted is None:
+            self._stop_if_asked(f"while training in cycle {cycle}")
+        return fitted
+
+    def write(
+        self,
+        params: Params,
+        prompts: Sequence[tuple[int, bytes]],
+        *,
+        samples: int,
+        sampling: SamplingConfig,
+        seed: int,
+        done: int = 0,
+        doing: str,
+        unit: str,
+    ) -> Iterator[list[bytes]]:
+        """Yields completions batch after batch, `samples` of every (number, prompt) in turn; see `sampler.complete`.
+
+        Args:
+            done: completions that there are already, a whole number of batches.
+            doing, unit: for what is said: "sampling in cycle 3", and what is counted.
+
+        Raises:
+            Interrupted: after a batch that was yielded.
+        """
+        rows, total = self._config.raft.rows, len(prompts) * samples
+        for batch in complete(
+            self._decoder,
+            params,
+            prompts,
+            samples=samples,
+            longest=self._longest_answer,
+            sampling=sampling,
+            seed=seed,
+            rows=rows,
+            first_batch=done // rows,
+        ):
+            yield batch
+            done += len(batch)
+            self._progress(done, total, unit)
+            self._stop_if_asked(f"while {doing}")
+
+    def answer_loss(self, params: Params, pairs: Pairs) -> float:
+        """Nats per byte of the answers."""
+        return self._answer_loss(params, rows_of(pairs, self._width))
+
+    def _step(self, trained: str, steps: int) -> tuple[FineTuneStep, optax.GradientTransformationExtraArgs]:
+        """The step and its optimizer, compiled once for all cycles unless the optimizer depends on their length."""
+        length = steps if trained == "full" and self._config.optim.name == "muon" else 1
+        if (trained, length) not in self._steps:
+            tx = setup.optimizer_of(self._config, trained, length)
+            lora, dropout = self._lora if trained == "lora" else None, self._config.model.dropout > 0
+            step = make_fine_tune_step(self._graph, self._low_pass, tx, lora=lora, model_dropout=dropout)
+            self._steps[trained, length] = step, tx
+        return self._steps[trained, length]
+
+    def _stop_if_asked(self, where: str) -> None:
+        if self._interrupts.requested is not None:
+            name = signal.Signals(self._interrupts.requested).name
+            raise Interrupted(
+                f"{name} {where}; what was done is saved, and the same command goes on from there",
+                self._interrupts.requested,
+            )
