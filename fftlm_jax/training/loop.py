@@ -1,11 +1,10 @@
-"""The training loop and what it does now and then: raise, evaluate, save, resume.
+"""The training loop and what it does now and then: raise, evaluate, save.
 
 Order within a step, fixed: check -> step -> record -> evaluate -> save. The host reads a step's metrics after sending
 the next one, so that it never keeps the device waiting; before every check, evaluation and save it catches up, so no
 decision depends on timing.
 """
 
-import math
 import signal
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from fftlm_jax.training.compiler import StepVariant
 from fftlm_jax.training.held_out import HeldOut
 from fftlm_jax.training.interrupts import Interrupts
 from fftlm_jax.training.profiler import ProfilerWindow
+from fftlm_jax.training.progress import Progress
 from fftlm_jax.training.recorder import Recorder
 from fftlm_jax.training.resume import changes_of, refuse_changes, require_same_corpus
 from fftlm_jax.training.run_directory import RunDirectory
@@ -95,21 +95,15 @@ class TrainingRun:
         self.controller: Controller = setup.build_controller(config)
         self.checkpoints = Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)
         stack.callback(self.checkpoints.close)
-        self.scores: dict[str, Any] = {}  # Of the last evaluation.
-        self.evaluated_at: int | None = None
-        self.best_bpb = math.inf
-        self.train_loss = math.nan
-        self.epoch_loss = [0.0, 0]  # Sum and count of the losses of the epoch under way.
-        self.elapsed = 0.0  # Seconds that earlier processes gave to this run.
         self.failed_saves = 0  # In a row.
-        self.train_seconds = 0.0  # Seconds of training steps alone: no compiling, evaluating or saving.
+        self.progress = Progress()
         self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx))
         self.first_step = self.restored.step if self.restored else 0
         self.state = self._restored_state(self.restored) if self.restored else self._fresh_state()
         self.lr = float(learning_rate_in_force(self.state.opt_state))
         self.pending: tuple[int, StepMetrics, Raise | None, Spike | None] | None = None
         self.held_out = HeldOut(config, self.graph, self.corpus.held_out)
-        self.started = self.lap = time.perf_counter()
+        self.lap = time.perf_counter()
 
     def open_for_writing(self, stack: ExitStack) -> None:
         """Brings the run directory to the state of the first step, and opens the logs and the compiler."""
@@ -152,22 +146,22 @@ class TrainingRun:
                 if done % config.train.steps_per_epoch == 0:
                     self._end_epoch(done)
                 if is_last or is_best or stop or done % config.checkpoint.every == 0:
-                    self._save(done, self.scores["bpb"] if evaluated else None, must=bool(is_last or stop))
+                    self._save(done, self.progress.scores["bpb"] if evaluated else None, must=bool(is_last or stop))
                 if stop and not is_last:
                     raise self._interrupted(done, stop)
-        self.recorder.finished(total, self.scores, self._seconds())
+        self.recorder.finished(total, self.progress.scores, self.progress.seconds())
         return self.result()
 
     def result(self) -> dict[str, Any]:
         """The final numbers that `run` returns."""
         return {
             "step": max(self.first_step, self.config.total_steps),
-            **self.scores,
-            "train_loss": self.train_loss,
+            **self.progress.scores,
+            "train_loss": self.progress.train_loss,
             "cutoff": self.controller.cutoff,
             "raises": len(self.controller.raises),
-            "seconds": self._seconds(),
-            "train_seconds": self.train_seconds,
+            "seconds": self.progress.seconds(),
+            "train_seconds": self.progress.train_seconds,
         }
 
     def _fresh_state(self) -> TrainState:
@@ -182,10 +176,7 @@ class TrainingRun:
         require_same_corpus(host["corpus"], self.corpus.fingerprint, self.config)
         self.controller.cutoff = 1  # The saved cutoff is the run's, whatever the config's initial one is by now.
         self.controller.load_state_dict(host["controller"])
-        self.scores, self.train_loss = host["scores"], host["train_loss"]
-        self.evaluated_at = host["evaluated_at"]
-        self.best_bpb = math.inf if host["best_bpb"] is None else host["best_bpb"]
-        self.epoch_loss, self.elapsed, self.train_seconds = host["epoch_loss"], host["elapsed"], host["train_seconds"]
+        self.progress.load_state_dict(host)
         return restored.arrays
 
     def _batch(self, step: int) -> Any:
@@ -229,7 +220,7 @@ class TrainingRun:
             return None
         self._settle()
         raised = self.controller.check(step)
-        if raised and self.config.eval.before_raise and self.evaluated_at != step:
+        if raised and self.config.eval.before_raise and self.progress.evaluated_at != step:
             self._look(step, raised.old)
         return raised
 
@@ -258,7 +249,7 @@ class TrainingRun:
         metrics = jax.device_get(metrics)
         now = time.perf_counter()
         seconds, self.lap = now - self.lap, now
-        self.train_seconds += seconds
+        self.progress.train_seconds += seconds
         lr_before, self.lr = self.lr, float(metrics.learning_rate)
         if raised:
             self.recorder.raised(raised, lr_before, self.lr)
@@ -271,9 +262,9 @@ class TrainingRun:
             if metrics.halted:
                 raise error
             return  # Passed over; neither the curriculum nor an average sees its loss.
-        self.train_loss = float(metrics.loss)
-        self.controller.record(self.train_loss)
-        self.epoch_loss = [self.epoch_loss[0] + self.train_loss, self.epoch_loss[1] + 1]
+        loss = float(metrics.loss)
+        self.progress.record(loss)
+        self.controller.record(loss)
         self.recorder.step(done, metrics, self.controller.cutoff, self.batch_stages.micro_batches(done - 1), seconds)
         if self.controller.raises:
             self.recorder.opened_coefficients(done, metrics, self.controller.raises[-1])
@@ -281,26 +272,21 @@ class TrainingRun:
     def _evaluate(self, done: int) -> bool:
         """Scores the held-out part; returns whether this step is the best yet."""
         self._settle()
-        self.scores = self._look(done, self.controller.cutoff)
-        is_best = self.scores["bpb"] < self.best_bpb
-        self.best_bpb = min(self.best_bpb, self.scores["bpb"])
-        return is_best
+        return self.progress.rank(self._look(done, self.controller.cutoff))
 
     def _look(self, done: int, cutoff: int) -> dict[str, Any]:
         """Scores the held-out part at a cutoff, draws the curves and writes a sample."""
         scores = self.held_out.scores(self.state, cutoff)
         sample = self.held_out.sample(self.state.params, cutoff)
-        self.recorder.evaluated(done, scores, cutoff, self.train_seconds, sample)
-        self.evaluated_at = done
+        self.recorder.evaluated(done, scores, cutoff, self.progress.train_seconds, sample)
+        self.progress.evaluated_at = done
         self.lap = time.perf_counter()
         return scores
 
     def _end_epoch(self, done: int) -> None:
         self._settle()
-        total, count = self.epoch_loss
-        self.epoch_loss = [0.0, 0]
-        average = total / max(count, 1)
-        self.recorder.epoch_ended(done, average, self.scores, self.controller.cutoff, self.lr, self._seconds())
+        progress, average = self.progress, self.progress.end_epoch()
+        self.recorder.epoch_ended(done, average, progress.scores, self.controller.cutoff, self.lr, progress.seconds())
 
     def _save(self, done: int, bpb: float | None, must: bool) -> None:
         """Saves step `done`, ranked by `bpb` if it was just evaluated.
@@ -313,13 +299,7 @@ class TrainingRun:
             "config": to_dict(self.config),
             "controller": self.controller.state_dict(),
             "corpus": self.corpus.fingerprint,
-            "scores": self.scores,
-            "evaluated_at": self.evaluated_at,
-            "best_bpb": self.best_bpb if math.isfinite(self.best_bpb) else None,  # JSON has no infinity.
-            "train_loss": self.train_loss,
-            "epoch_loss": self.epoch_loss,
-            "elapsed": self._seconds(),
-            "train_seconds": self.train_seconds,
+            **self.progress.state_dict(),
             "metrics_bytes": metrics_bytes,
             "samples_bytes": samples_bytes,
         }
@@ -339,6 +319,3 @@ class TrainingRun:
         name = signal.Signals(number).name
         self.recorder.interrupted(done, name)
         return Interrupted(f"stopped by {name}: step {done} is saved; run the same command to go on from there", number)
-
-    def _seconds(self) -> float:
-        return self.elapsed + time.perf_counter() - self.started
