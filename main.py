@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fftlm_jax import xla_flags
+from fftlm_jax import malloc, xla_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
@@ -61,6 +61,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    malloc.keep_freed_blocks(os.environ)
     xla_flags.set_cpu_defaults(os.environ)
     try:
         app.run(main, flags_parser=parse_flags)

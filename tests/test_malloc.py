@@ -1,0 +1,42 @@
+"""The malloc setting keeps freed memory, and leaves alone what the user has tuned."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fftlm_jax import malloc
+
+# Takes, fills and frees 64 MiB five times; prints the page faults of the last four rounds.
+_ROUNDS = """
+import ctypes, resource, sys
+from fftlm_jax import malloc
+if sys.argv[1] == "kept" and not malloc.keep_freed_blocks({}):
+    print("unsupported"); sys.exit()
+libc, size = ctypes.CDLL(None), 64 << 20
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+for turn in range(5):
+    if turn == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    libc.memset(block, 1, size)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(mode: str) -> int:
+    run = subprocess.run([sys.executable, "-c", _ROUNDS, mode], capture_output=True, text=True, check=True)
+    if run.stdout.strip() == "unsupported":
+        pytest.skip("this system's malloc has no such setting")
+    return int(run.stdout)
+
+
+def test_a_freed_block_is_used_again_without_page_faults():
+    assert faults("kept") < 100
+
+
+@pytest.mark.parametrize("name", ("MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"))
+def test_what_the_user_tunes_is_left_alone(name):
+    assert not malloc.keep_freed_blocks({name: "x"})
