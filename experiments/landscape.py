@@ -48,8 +48,9 @@ class Landscape:
         loss = batch_loss(config, low_pass)
 
         def product(params: Params, windows_BW: jax.Array, direction: Params) -> jax.Array:
-            gradient_at = lambda p: jax.grad(loss)(p, windows_BW)  # noqa: E731
-            return ravel_pytree(jax.jvp(gradient_at, (params,), (direction,))[1])[0]
+            # Reverse over reverse: convolutions have gradients of their own, which forward mode cannot pass.
+            slope = lambda p: optax.tree.vdot(jax.grad(loss)(p, windows_BW), direction)  # noqa: E731
+            return ravel_pytree(jax.grad(slope)(params))[0]
 
         self.config = config
         self.loss = jax.jit(loss)

@@ -11,6 +11,8 @@ Three methods, equal to round-off:
 Shapes: B batch, T time, D = H * d channels, H conv heads, K taps, N blocks of L outputs, J + 1 input blocks in reach.
 Channel j of head h is channel `h * d + j` and uses kernel h. No method treats a NaN as zero, so a NaN reaches every
 later output in reach; inside its own Toeplitz block it reaches earlier ones too (0 * NaN), never earlier blocks.
+
+`fft` and `toeplitz` have gradients of their own, to any order in reverse mode; for forward mode take `direct`.
 """
 
 from typing import Literal
@@ -57,10 +59,10 @@ def causal_convolve(u_BTD: jax.Array, kernel_HK: jax.Array, method: ConvolutionM
 def choose_method(kernel_len: int, seq_len: int, platform: str) -> ConvolutionMethod:
     """The fixed rule behind `auto`, read off `experiments/bench.py`; never timed at start-up, so runs repeat.
 
-    Toeplitz up to 128 taps on CPU (measured crossover of forward plus backward: between 128 and 256) and up to 1024 on
-    accelerators, which multiply matrices far faster than they transform (by arithmetic, unmeasured).
+    Toeplitz up to 64 taps on CPU, where the two are equally fast in training, and up to 1024 on accelerators, which
+    multiply matrices far faster than they transform (by arithmetic, unmeasured).
     """
-    return "toeplitz" if min(kernel_len, seq_len) <= (128 if platform == "cpu" else 1024) else "fft"
+    return "toeplitz" if min(kernel_len, seq_len) <= (64 if platform == "cpu" else 1024) else "fft"
 
 
 def fast_fft_length(minimum: int) -> int:
@@ -92,15 +94,48 @@ def _direct(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
 
 
 def _fft(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
-    B, T, D = u_BTD.shape
-    H, K = kernel_HK.shape
+    # Channel-major while transforming: XLA's FFTs want the transformed axis last.
+    u_BDT = _swap_time_and_channels(u_BTD.astype(jnp.float32))
+    return _fft_channel_major(u_BDT, kernel_HK.astype(jnp.float32)).swapaxes(1, 2).astype(u_BTD.dtype)
+
+
+@jax.custom_vjp
+def _fft_channel_major(u_BDT: jax.Array, kernel_HK: jax.Array) -> jax.Array:
+    return _fft_forward(u_BDT, kernel_HK)[0]
+
+
+def _fft_forward(u_BDT: jax.Array, kernel_HK: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    (B, D, T), (H, K) = u_BDT.shape, kernel_HK.shape
     n = fast_fft_length(T + K - 1)
-    # Channel-major while transforming: XLA's CPU and GPU FFTs want the transformed axis last.
-    u_BHdT = u_BTD.astype(jnp.float32).transpose(0, 2, 1).reshape(B, H, D // H, T)
-    U_BHdF = jnp.fft.rfft(u_BHdT, n=n, axis=-1)
-    k_HF = jnp.fft.rfft(kernel_HK.astype(jnp.float32), n=n, axis=-1)
-    y_BHdT = jnp.fft.irfft(U_BHdF * k_HF[:, None], n=n, axis=-1)[..., :T]
-    return y_BHdT.reshape(B, D, T).transpose(0, 2, 1).astype(u_BTD.dtype)
+    U_BHdF = jnp.fft.rfft(u_BDT.reshape(B, H, D // H, T), n=n)
+    k_HF = jnp.fft.rfft(kernel_HK, n=n)
+    y_BHdT = jnp.fft.irfft(U_BHdF * k_HF[:, None], n=n)[..., :T]
+    return y_BHdT.reshape(B, D, T), (U_BHdF, k_HF, kernel_HK)
+
+
+def _fft_backward(saved: tuple[jax.Array, ...], dy_BDT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Correlations by the same real transforms: JAX's own rule for rfft has been a full complex FFT before."""
+    U_BHdF, k_HF, kernel_HK = saved
+    (B, D, T), (H, K) = dy_BDT.shape, kernel_HK.shape
+    n = fast_fft_length(T + K - 1)
+    Y_BHdF = jnp.fft.rfft(dy_BDT.reshape(B, H, D // H, T), n=n)
+    du_BHdT = jnp.fft.irfft(Y_BHdF * k_HF.conj()[:, None], n=n)[..., :T]
+    dk_HK = jnp.fft.irfft(jnp.sum(Y_BHdF * U_BHdF.conj(), axis=(0, 2)), n=n)[:, :K]
+    return du_BHdT.reshape(B, D, T), dk_HK
+
+
+_fft_channel_major.defvjp(_fft_forward, _fft_backward)
+
+
+@jax.custom_vjp
+def _swap_time_and_channels(x_BTD: jax.Array) -> jax.Array:
+    """[B, T, D] -> [B, D, T], kept apart from the padding that follows: fused with it, XLA takes 2 ms longer of 6."""
+    return jax.lax.optimization_barrier(x_BTD.swapaxes(1, 2))
+
+
+_swap_time_and_channels.defvjp(
+    lambda x: (_swap_time_and_channels(x), None), lambda _, dy: (_swap_time_and_channels(dy),)
+)
 
 
 def toeplitz_block_length(seq_len: int, kernel_len: int) -> int:
@@ -113,14 +148,49 @@ def _toeplitz(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
     H, K = kernel_HK.shape
     L = toeplitz_block_length(T, K)
     N = -(-T // L)
-    J = -(-(K - 1) // L)  # Earlier blocks that K taps reach into.
-    padded = jnp.pad(u_BTD, ((0, 0), (J * L, N * L - T), (0, 0)))
-    # Time last, heads first: both sides of the matmul are then contiguous (the fastest of four layouts on CPU).
-    blocks_HBNdL = padded.reshape(B, N + J, L, H, D // H).transpose(3, 0, 1, 4, 2)
-    window_HBNdI = jnp.concatenate([blocks_HBNdL[:, :, j : j + N] for j in range(J + 1)], axis=-1)
+    J = -(-(K - 1) // L)  # Later blocks that K taps reach into.
+    blocks_BNLHd = jnp.pad(u_BTD, ((0, 0), (0, N * L - T), (0, 0))).reshape(B, N, L, H, D // H)
     matrix_HIL = toeplitz_matrix(kernel_HK, L, (J + 1) * L).astype(u_BTD.dtype)
-    y_HBNdL = jnp.einsum("hbndi,hil->hbndl", window_HBNdI, matrix_HIL, preferred_element_type=jnp.float32)
-    return y_HBNdL.transpose(1, 2, 4, 0, 3).reshape(B, N * L, D)[:, :T].astype(u_BTD.dtype)
+    # By the blocks' distance j, nearest first: outputs l of a block from the inputs i of the j-th block before it.
+    matrix_HJIL = matrix_HIL.reshape(H, J + 1, L, L)[:, ::-1]
+    return _block_toeplitz(blocks_BNLHd, matrix_HJIL).reshape(B, N * L, D)[:, :T].astype(u_BTD.dtype)
+
+
+@jax.custom_vjp
+def _block_toeplitz(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array) -> jax.Array:
+    """y[n, l] = sum_j sum_i matrix[j, i, l] x[n - j, i] for every batch row, head and channel; float32."""
+    return _to_later_blocks(blocks_BNLHd, matrix_HJIL, 1)
+
+
+def _to_later_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -> jax.Array:
+    """Each block times every matrix at once, then sums along the blocks.
+
+    So no window of inputs is ever put together, which on CPU costs as much as the product, and all copies move runs of
+    d channels.
+    """
+    N, J = blocks_BNLHd.shape[1], matrix_HJIL.shape[1]
+    terms_HJLBNd = jnp.einsum("hjil,bnihd->hjlbnd", matrix_HJIL, blocks_BNLHd, preferred_element_type=jnp.float32)
+    y_HLBNd = terms_HJLBNd[:, 0]
+    for j in range(1, min(J, N)):
+        here, shift = (slice(None, N - j), (j, 0)) if direction > 0 else (slice(j, None), (0, j))
+        y_HLBNd += jnp.pad(terms_HJLBNd[:, j, :, :, here], ((0, 0), (0, 0), (0, 0), shift, (0, 0)))
+    return y_HLBNd.transpose(2, 3, 1, 0, 4)
+
+
+def _block_toeplitz_backward(saved: tuple[jax.Array, jax.Array], dy_BNLHd: jax.Array) -> tuple[jax.Array, jax.Array]:
+    blocks_BNLHd, matrix_HJIL = saved
+    N, J = blocks_BNLHd.shape[1], matrix_HJIL.shape[1]
+    dy_BNLHd = dy_BNLHd.astype(blocks_BNLHd.dtype)
+    dx = _to_later_blocks(dy_BNLHd, matrix_HJIL.swapaxes(2, 3), -1).astype(blocks_BNLHd.dtype)
+    # One product for all distances: gradients of the j-th block after each, side by side.
+    later_JBNLHd = jnp.stack(
+        [jnp.pad(dy_BNLHd[:, j:], ((0, 0), (0, min(j, N)), (0, 0), (0, 0), (0, 0))) for j in range(J)]
+    )
+    dmatrix_HJIL = jnp.einsum("bnihd,jbnlhd->hjil", blocks_BNLHd, later_JBNLHd, preferred_element_type=jnp.float32)
+    return dx, dmatrix_HJIL.astype(matrix_HJIL.dtype)
+
+
+_block_toeplitz.defvjp(lambda x, m: (_block_toeplitz(x, m), (x, m)), _block_toeplitz_backward)
 
 
 def convolve_window(window_BDW: jax.Array, matrix_HWS: jax.Array) -> jax.Array:
