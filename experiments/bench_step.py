@@ -1,0 +1,81 @@
+"""Suite `step` of `experiments.bench`: whole training steps, against PyTorch and by method."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import aligned, shakespeare_cpu
+from experiments.interleaved import Row, compare
+from fftlm_jax.config import Config, read_config
+from fftlm_jax.curriculum import Answer
+from fftlm_jax.model import build, init_params
+from fftlm_jax.training import setup
+from fftlm_jax.training.step import events, make_train_step
+
+
+def bench_step(rounds: int) -> list[Row]:
+    """The training steps of `aligned` (one micro-batch, full band) and of `shakespeare_cpu`."""
+    cases = {
+        "training step of aligned's model, 4 x 1024 bytes": aligned,
+        "training step of shakespeare_cpu, 8 x 128 bytes": shakespeare_cpu,
+    }
+    return [_compare_steps(label, _full_band(module.get_config()), rounds) for label, module in cases.items()]
+
+
+def _full_band(values: ConfigDict) -> ConfigDict:
+    values.curriculum.update(rule="none", ladder=("full",))
+    values.train.accum_steps = 1
+    return values
+
+
+def _compare_steps(label: str, values: ConfigDict, rounds: int) -> Row:
+    config = read_config(values, with_data=False)
+    sides: dict[str, Callable[[], Any]] = dict(_torch_sides(config))
+    for method in ("fft", "toeplitz"):
+        values.model.conv_method = method
+        sides[f"ours, {method}"] = training_step(read_config(values, with_data=False))
+    return compare(label, sides, rounds)
+
+
+def _torch_sides(config: Config) -> Mapping[str, Callable[[], Any]]:
+    """PyTorch's steps from the same weights, on the same windows, checked to begin at the same loss."""
+    try:
+        from experiments import torch_peers
+    except ImportError:
+        print("no PyTorch here (pip install -e '.[bench]'): its sides are left out")
+        return {}
+    params, windows = init_params(config.model, config.seed), windows_of(config)[0]
+    ours = float(training_step(config)())
+    sides = {}
+    for name, convolve in torch_peers.METHODS.items():
+        for compiled in (False, True):
+            step = torch_peers.peer_training_step(config, params, windows, convolve, compiled=compiled)
+            np.testing.assert_allclose(float(step()), ours, rtol=1e-4)
+            sides[f"{name}, compiled" if compiled else f"{name}, eager"] = step
+    return sides
+
+
+def windows_of(config: Config) -> np.ndarray:
+    """Random bytes, uint8 [micro-batches, B, W], the same for every side."""
+    train, model = config.train, config.model
+    shape = (train.accum_steps, train.batch_size, model.seq_len + model.chunk)
+    return np.random.default_rng(0).integers(0, 128, shape).astype(np.uint8)
+
+
+def training_step(config: Config) -> Callable[[], jax.Array]:
+    """A function that trains one step further at every call, on random bytes, and returns the loss."""
+    tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
+    controller = setup.build_controller(config)
+    step = make_train_step(config, graph, tx, setup.low_pass_at(config, controller.cutoff))
+    windows = windows_of(config)
+    state = setup.first_state(config, controller, tx)
+
+    def one_step() -> jax.Array:
+        nonlocal state
+        state, metrics = step(state, windows, *events(Answer()))
+        return metrics.loss
+
+    return one_step
