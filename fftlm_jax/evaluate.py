@@ -14,10 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fftlm_jax.command_line import run_command
-from fftlm_jax.data import Corpus, evaluation_batches
+from fftlm_jax.data import ByteSequence, Corpus, bytes_of_files, evaluation_batches
 from fftlm_jax.errors import CheckpointError, DataError, SaveError, UsageError
 from fftlm_jax.evaluation.figure import draw
 from fftlm_jax.evaluation.generated import SHORTEST_TEXT, generate
@@ -35,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(lambda: _run(args))
 
 
-def tally_of(saved: SavedRun, text: np.ndarray) -> Tally:
+def tally_of(saved: SavedRun, text: ByteSequence) -> Tally:
     """Losses of a saved run on a text, by place; every byte but the first is scored once.
 
     Under the `signal` method only the last position of each window is, which sees no future.
@@ -96,7 +94,9 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name}: must be {rule}, not {getattr(args, name)}.")
 
 
-def _by_context(args: argparse.Namespace, saved: SavedRun, text: np.ndarray) -> tuple[dict[str, Any] | None, list[str]]:
+def _by_context(
+    args: argparse.Namespace, saved: SavedRun, text: ByteSequence
+) -> tuple[dict[str, Any] | None, list[str]]:
     if not args.contexts:
         return None, []
     if saved.low_pass.method == "signal":
@@ -107,13 +107,13 @@ def _by_context(args: argparse.Namespace, saved: SavedRun, text: np.ndarray) -> 
 
 
 def _generation(
-    args: argparse.Namespace, saved: SavedRun, text: np.ndarray, corpus: Corpus | None
+    args: argparse.Namespace, saved: SavedRun, text: ByteSequence, corpus: Corpus | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
     if not args.generate:
         return None, []
     generated = generate(saved, text, args.generate)
     if generated is None:
-        why = f"{text.size} bytes hold no prompt and {args.generate} bytes to compare with"
+        why = f"{len(text)} bytes hold no prompt and {args.generate} bytes to compare with"
         return None, [f"No generated text: {why}; give a longer text or a smaller --generate."]
     return generated_results(saved, generated, None if corpus is None else corpus.train), []
 
@@ -150,14 +150,8 @@ def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, l
     )
 
 
-def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> np.ndarray:
-    if args.text:
-        try:
-            text = np.fromfile(args.text, np.uint8)
-        except OSError as error:
-            raise UsageError(f"--text: {args.text} cannot be read ({error.strerror}); name a file.") from None
-    else:
-        text = corpus.held_out
+def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> ByteSequence:
+    text = bytes_of_files([Path(args.text)], "--text") if args.text else corpus.held_out
     text = text[: args.max_bytes or None]
     window = saved.config.model.seq_len + saved.config.model.chunk
     if len(text) < window:

@@ -135,6 +135,13 @@ def test_generated_text_stands_beside_what_the_text_has_there(workdir, saved, tm
     assert "8 x 64 bytes generated, each after 23 bytes" in output and "of 5,400 bytes of training text" in output
 
 
+def test_a_corpus_that_stays_in_its_files_gives_the_same_numbers(workdir, tmp_path, monkeypatch):
+    for name, limit in (("memory", 10**6), ("files", 0)):
+        monkeypatch.setattr("fftlm_jax.data.corpus.MEMORY_LIMIT", limit)
+        assert evaluate.main([str(workdir), "--generate=512", "--contexts=50", f"--out={tmp_path / name}"]) == 0
+    assert (tmp_path / "files.json").read_text() == (tmp_path / "memory.json").read_text()
+
+
 def test_parts_can_be_left_out_and_what_is_missing_is_said(workdir, tmp_path, capsys):
     assert evaluate.main([str(workdir), "--contexts=0", "--generate=0", f"--out={tmp_path / 'e'}"]) == 0
     found = json.loads((tmp_path / "e.json").read_text())

@@ -1,28 +1,37 @@
-"""Reads a corpus as bytes, splits off the held-out part, and fingerprints it.
+"""Finds the files of a corpus, splits off the held-out part, and fingerprints it.
 
-Nothing is parsed: binary files and invalid UTF-8 are legal. Files are read in sorted order and concatenated.
+Nothing is parsed: binary files and invalid UTF-8 are legal. Files are taken in sorted order, one behind the other. A
+small corpus is read into memory; of a larger one only what is asked for is read, when it is.
 """
 
 import glob
 import hashlib
 import os
 import sysconfig
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from fftlm_jax.data.byte_sequence import ByteSequence
+from fftlm_jax.data.file_bytes import bytes_of_files, joined
 from fftlm_jax.errors import DataError
+
+# Up to so many bytes a corpus is kept in memory, where nothing can happen to it and the smallest files cost nothing.
+MEMORY_LIMIT = 128 << 20
+_CHUNK = 1 << 20  # Bytes that are hashed at a time.
 
 # Parts of the standard library that are not source one would want to model: tests, caches, third-party packages.
 _STDLIB_SKIPPED = {"test", "tests", "idle_test", "__pycache__", "site-packages", "dist-packages"}
 
 
 class Corpus(NamedTuple):
-    """Training and held-out bytes (uint8 arrays), a SHA-256 over names, sizes and contents, and a line about it."""
+    """Training and held-out bytes, a SHA-256 over names, sizes and contents, and a line about it."""
 
-    train: np.ndarray
-    held_out: np.ndarray
+    train: ByteSequence
+    held_out: ByteSequence
     fingerprint: str
     description: str
 
@@ -42,32 +51,34 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int) -> Corp
     Raises:
         DataError: when nothing is found, or something cannot be read, is empty or is too short.
     """
-    files = _files(os.path.expanduser(path)) if path else _standard_library()
+    labels, files = zip(*(_files(os.path.expanduser(path)) if path else _standard_library()))
     name = path or "the Python standard library"
-    contents = [(label, _read(file)) for label, file in files]
-    size = sum(len(content) for _, content in contents)
+    whole: ByteSequence = bytes_of_files(files, "data.path")
+    borders = list(accumulate(whole.files.sizes, initial=0))
+    size = borders[-1]
     if not size:
         raise DataError(f"data.path: {name} is empty; name a corpus of at least {2 * window} bytes.")
-    fingerprint = hashlib.sha256()
-    for label, content in contents:
-        fingerprint.update(f"{label}\0{len(content)}\0".encode(errors="surrogateescape"))
-        fingerprint.update(content)
-    if len(contents) == 1:
+    if size <= MEMORY_LIMIT:
+        whole = np.asarray(whole)
+    fingerprint = _fingerprint(labels, borders, whole)
+    if len(files) == 1:
         cut = size - max(round(size * held_out), 0)
-        train, held = np.split(np.frombuffer(contents[0][1], np.uint8), [cut])
+        train, held = whole[:cut], whole[cut:]
     else:
-        held_labels = _held_out_labels([label for label, _ in contents], held_out)
-        train = _concatenate([content for label, content in contents if label not in held_labels])
-        held = _concatenate([content for label, content in contents if label in held_labels])
+        held_labels = _held_out_labels(labels, held_out)
+        sides: tuple[list[ByteSequence], list[ByteSequence]] = [], []
+        for label, (start, end) in zip(labels, pairwise(borders)):
+            sides[label in held_labels].append(whole[start:end])
+        train, held = (np.concatenate(side) if isinstance(whole, np.ndarray) else joined(side) for side in sides)
     for part, what in ((train, "training"), (held, "held-out")):
         if len(part) < window:
             raise DataError(
                 f"data.path: {name} has {size} bytes, of which {len(part)} fall to the {what} part, but a window needs "
                 f"{window}; use a longer corpus, a shorter model.seq_len or another data.held_out."
             )
-    files_text = "1 file" if len(contents) == 1 else f"{len(contents)} files"
+    files_text = "1 file" if len(files) == 1 else f"{len(files)} files"
     description = f"{name}: {files_text}, {len(train):,} bytes for training, {len(held):,} held out"
-    return Corpus(train, held, fingerprint.hexdigest(), description)
+    return Corpus(train, held, fingerprint, description)
 
 
 def _files(path: str) -> list[tuple[str, Path]]:
@@ -99,16 +110,20 @@ def _standard_library() -> list[tuple[str, Path]]:
     return sorted((p.relative_to(root).as_posix(), p) for p in files)
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"data.path: {file} cannot be read ({error.strerror}); mend its rights or leave it out."
-        ) from None
+def _fingerprint(labels: Sequence[str], borders: Sequence[int], whole: ByteSequence) -> str:
+    """One pass over all bytes, a chunk in memory at a time.
+
+    There is no shorter way to it by sizes and times of change: whatever restores a file's time would be missed.
+    """
+    digest = hashlib.sha256()
+    for label, (start, end) in zip(labels, pairwise(borders)):
+        digest.update(f"{label}\0{end - start}\0".encode(errors="surrogateescape"))
+        for at in range(start, end, _CHUNK):
+            digest.update(np.asarray(whole[at : min(at + _CHUNK, end)]))
+    return digest.hexdigest()
 
 
-def _held_out_labels(labels: list[str], fraction: float) -> set[str]:
+def _held_out_labels(labels: Sequence[str], fraction: float) -> set[str]:
     by_hash = sorted((_unit_hash(label), label) for label in labels)
     held = {label for value, label in by_hash if value < fraction}
     # Few files may all fall on one side: then the file nearest to the border changes over.
@@ -120,7 +135,3 @@ def _held_out_labels(labels: list[str], fraction: float) -> set[str]:
 def _unit_hash(label: str) -> float:
     digest = hashlib.sha256(label.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _concatenate(contents: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(contents), np.uint8)

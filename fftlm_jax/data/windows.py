@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fftlm_jax.data.byte_sequence import ByteSequence, windows_at
+
 
 class TrainingWindows:
     """Windows of `seq_len + chunk` bytes: `seq_len` inputs, and the bytes that follow each of them."""
 
-    def __init__(self, data: np.ndarray, seq_len: int, chunk: int, seed: int) -> None:
+    def __init__(self, data: ByteSequence, seq_len: int, chunk: int, seed: int) -> None:
         usable = len(data) - chunk
         if usable < seq_len:
             raise ValueError(f"{len(data)} bytes hold no window of {seq_len} + {chunk}")
@@ -42,8 +44,7 @@ class TrainingWindows:
         However a step's windows are split into micro-batches, they are the same windows in the same order.
         """
         offsets = self.offsets(first, micro_batches * batch_size)
-        windows = self.data[offsets[:, None] + np.arange(self.length)]
-        return windows.reshape(micro_batches, batch_size, self.length)
+        return windows_at(self.data, offsets, self.length).reshape(micro_batches, batch_size, self.length)
 
 
 class EvaluationBatch(NamedTuple):
@@ -53,7 +54,7 @@ class EvaluationBatch(NamedTuple):
     valid: np.ndarray
 
 
-def evaluation_batches(data: np.ndarray, seq_len: int, chunk: int, batch_size: int) -> Iterator[EvaluationBatch]:
+def evaluation_batches(data: ByteSequence, seq_len: int, chunk: int, batch_size: int) -> Iterator[EvaluationBatch]:
     """Non-overlapping windows over all of `data`, in order: every byte but the first is a next-byte target once.
 
     The last window and the last batch are padded to full size, with `valid` saying where the data ends.
@@ -64,7 +65,7 @@ def evaluation_batches(data: np.ndarray, seq_len: int, chunk: int, batch_size: i
         windows = np.zeros((batch_size, length), np.uint8)
         valid = np.zeros(batch_size, np.int32)
         for row, start in enumerate(starts[first : first + batch_size]):
-            piece = data[start : start + length]
+            piece = np.asarray(data[start : start + length])
             windows[row, : len(piece)] = piece
             valid[row] = len(piece)
         yield EvaluationBatch(windows, valid)

@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from fftlm_jax.config import ModelConfig
+from fftlm_jax.data import ByteSequence, windows_at
 from fftlm_jax.generation import receptive_field
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
@@ -38,7 +39,7 @@ def spaced_places(size: int, margin: int, count: int) -> np.ndarray:
     return margin + np.arange(count) * room // count
 
 
-def bits_by_context(saved: SavedRun, text: np.ndarray, places_M: np.ndarray, lengths: list[int]) -> np.ndarray:
+def bits_by_context(saved: SavedRun, text: ByteSequence, places_M: np.ndarray, lengths: list[int]) -> np.ndarray:
     """Cross-entropy in bits of the byte at each place given exactly its last c bytes, for each c: [C, M], float64.
 
     Raises:
@@ -60,8 +61,8 @@ def bits_by_context(saved: SavedRun, text: np.ndarray, places_M: np.ndarray, len
         count = min(len(places_M), max(1, bytes_at_once // length))
         batches = [places_M[i : i + count] for i in range(0, len(places_M), count)]
         batches = [np.pad(b, (0, count - len(b)), mode="edge") for b in batches]
-        contexts = (text[b[:, None] + np.arange(-length, 0)] for b in batches)
-        found = [nats(saved.params, c, text[b].astype(np.int32)) for b, c in zip(batches, contexts)]
+        windows = (windows_at(text, b - length, length + 1) for b in batches)
+        found = [nats(saved.params, w[:, :-1], w[:, -1].astype(np.int32)) for w in windows]
         return np.concatenate(found)[: len(places_M)].astype(np.float64) / math.log(2)
 
     return np.stack([bits(length) for length in lengths])

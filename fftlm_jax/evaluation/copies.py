@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fftlm_jax.data import ByteSequence
 from fftlm_jax.evaluation.grams import LONGEST_WORD, longest, pairs, words
 
 SHORTEST_COPY = 2 * LONGEST_WORD
@@ -44,12 +45,12 @@ class _Shared(NamedTuple):
     found_M: np.ndarray  # Which one.
 
 
-def find_copies(pieces_PN: np.ndarray, corpus: np.ndarray, lengths: tuple[int, ...]) -> Copies:
+def find_copies(pieces_PN: np.ndarray, corpus: ByteSequence, lengths: tuple[int, ...]) -> Copies:
     """Looks for substrings of a text in a corpus.
 
     Args:
         pieces_PN: the text, uint8; no copy spans two pieces.
-        corpus: uint8 [bytes].
+        corpus: its bytes.
         lengths: what counts as a copy, each `SHORTEST_COPY` times a power of two.
     """
     levels = [_shared_grams(pieces_PN, corpus)]
@@ -65,19 +66,19 @@ def find_copies(pieces_PN: np.ndarray, corpus: np.ndarray, lengths: tuple[int, .
     last = copied[-1]
     best = longest(lambda length: _lengthened(last, length).places_M.size > 0, last.length, 2 * last.length)
     place = (last if best == last.length else _lengthened(last, best)).places_M[0]
-    return Copies(share, best, corpus[place : place + best].tobytes())
+    return Copies(share, best, np.asarray(corpus[place : place + best]).tobytes())
 
 
-def _shared_grams(pieces_PN: np.ndarray, corpus: np.ndarray) -> _Shared:
+def _shared_grams(pieces_PN: np.ndarray, corpus: ByteSequence) -> _Shared:
     """The shared grams of `SHORTEST_COPY` bytes: one pass over the corpus, block by block."""
     known, names = np.unique(words(pieces_PN, LONGEST_WORD), return_inverse=True)
     names_PW = names.reshape(len(pieces_PN), -1)
     may_be_known = np.zeros(1 << _FILTER_BITS, bool)
     may_be_known[_filter_index(known)] = True
     shared = [_lengthened(_Shared(LONGEST_WORD, names_PW, known.size, *_nowhere()), SHORTEST_COPY)]
-    for start in range(0, corpus.size, _BLOCK):
+    for start in range(0, len(corpus), _BLOCK):
         # As many bytes more than a block has places that each place has its whole gram.
-        found = words(corpus[start : start + _BLOCK + SHORTEST_COPY - 1], LONGEST_WORD)
+        found = words(np.asarray(corpus[start : start + _BLOCK + SHORTEST_COPY - 1]), LONGEST_WORD)
         places = np.flatnonzero(may_be_known[_filter_index(found)])
         index, is_known = _look_up(known, found[places])
         here = _Shared(LONGEST_WORD, names_PW, known.size, places[is_known], index[is_known])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fftlm_jax.data import ByteSequence, windows_at
 from fftlm_jax.evaluation.context import longest_context, spaced_places
 from fftlm_jax.evaluation.copies import find_copies
 from fftlm_jax.evaluation.grams import distinct_share, longest_repeat, repeated_share
@@ -30,24 +31,24 @@ class Generated(NamedTuple):
     prompt: int  # Bytes of text before each that the model was given.
 
 
-def generate(saved: SavedRun, text: np.ndarray, size: int) -> Generated | None:
+def generate(saved: SavedRun, text: ByteSequence, size: int) -> Generated | None:
     """Lets a model continue a text at `PIECES` places, `size` bytes in all, as the run's samples are drawn.
 
     The pieces are the rows of seed 0. A prompt is all that the model can see. None where the text is too short for
     pieces that do not overlap.
     """
     prompt, length = longest_context(saved.config.model), size // PIECES
-    if text.size < prompt + PIECES * length:
+    if len(text) < prompt + PIECES * length:
         return None
-    places_P = spaced_places(text.size, prompt, PIECES)
-    prompts = [text[place - prompt : place].tobytes() for place in places_P]
+    places_P = spaced_places(len(text), prompt, PIECES)
+    prompts = [before.tobytes() for before in windows_at(text, places_P - prompt, prompt)]
     decoder = decoder_for(saved.config.model, build(saved.config.model)[0], saved.low_pass)
     pieces = decoder.generate(saved.params, prompts, length, sampling_of(saved.config.sample))
     written = [np.frombuffer(piece, np.uint8) for piece in pieces]
-    return Generated(np.stack(written), text[places_P[:, None] + np.arange(length)], places_P, prompt)
+    return Generated(np.stack(written), windows_at(text, places_P, length), places_P, prompt)
 
 
-def statistics(pieces_PN: np.ndarray, training_text: np.ndarray | None) -> dict[str, Any]:
+def statistics(pieces_PN: np.ndarray, training_text: ByteSequence | None) -> dict[str, Any]:
     """Copies (where there is a training text), repetition within pieces, and variety of all pieces together."""
     found: dict[str, Any] = {
         "longest_repeat": _rounded(np.mean([longest_repeat(piece) for piece in pieces_PN]) / pieces_PN.shape[1]),

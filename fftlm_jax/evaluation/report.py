@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fftlm_jax.data import ByteSequence
 from fftlm_jax.evaluation import context
 from fftlm_jax.evaluation.copies import SHORTEST_COPY
 from fftlm_jax.evaluation.generated import COPY_LENGTHS, PIECES, Generated, statistics
@@ -40,15 +41,15 @@ def results(saved: SavedRun, tally: Tally, text_bytes: int) -> dict[str, Any]:
     return found
 
 
-def context_results(saved: SavedRun, text: np.ndarray, count: int) -> dict[str, Any]:
+def context_results(saved: SavedRun, text: ByteSequence, count: int) -> dict[str, Any]:
     """Bits per byte by length of context, of at most `count` bytes of the text."""
     lengths = context.context_lengths(saved.config.model)
-    places = context.spaced_places(text.size, lengths[-1], count)
+    places = context.spaced_places(len(text), lengths[-1], count)
     bits = context.bits_by_context(saved, text, places, lengths)
     return {"bytes": len(places), "lengths": context.summary(bits, lengths)}
 
 
-def generated_results(saved: SavedRun, generated: Generated, training_text: np.ndarray | None) -> dict[str, Any]:
+def generated_results(saved: SavedRun, generated: Generated, training_text: ByteSequence | None) -> dict[str, Any]:
     """Statistics of generated text, of the text that stands in its place, and how it was generated."""
     return {
         "pieces": PIECES,
@@ -57,7 +58,7 @@ def generated_results(saved: SavedRun, generated: Generated, training_text: np.n
         "places": generated.places_P.tolist(),
         "seed": 0,
         "sampling": _sampling_in_force(saved),
-        "training_bytes": None if training_text is None else training_text.size,
+        "training_bytes": None if training_text is None else len(training_text),
         "generated": statistics(generated.written_PN, training_text),
         "text": statistics(generated.true_PN, training_text),
     }

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from fftlm_jax.config import Config
-from fftlm_jax.data import evaluation_batches
+from fftlm_jax.data import ByteSequence, evaluation_batches
 from fftlm_jax.generation import Decoder, PlainDecoder, decoder_for, sampling_of
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.training.evaluation import (
@@ -24,7 +24,7 @@ from fftlm_jax.training.step import TrainState, averaged_params
 class HeldOut:
     """Evaluation and sampling of one run, compiled once per band limit that they need."""
 
-    def __init__(self, config: Config, graph: nnx.GraphDef, data: np.ndarray) -> None:
+    def __init__(self, config: Config, graph: nnx.GraphDef, data: ByteSequence) -> None:
         self._config = config
         self._graph = graph
         self._data = data[: config.eval.max_bytes or None]
