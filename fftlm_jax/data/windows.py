@@ -38,13 +38,20 @@ class TrainingWindows:
             offsets[here] = phase + order * self.seq_len
         return offsets
 
-    def batch(self, first: int, micro_batches: int, batch_size: int) -> np.ndarray:
+    def batch(self, first: int, micro_batches: int, batch_size: int, rows: slice = slice(None)) -> np.ndarray:
         """Windows number `first` and on, for one optimizer step: uint8 [micro_batches, batch_size, seq_len + chunk].
 
         However a step's windows are split into micro-batches, they are the same windows in the same order.
+
+        Args:
+            first: number of the step's first window.
+            micro_batches: how many there are in the step.
+            batch_size: windows of a micro-batch.
+            rows: which windows of every micro-batch to read, for one of several processes that share a batch; no
+                others are.
         """
-        offsets = self.offsets(first, micro_batches * batch_size)
-        return windows_at(self.data, offsets, self.length).reshape(micro_batches, batch_size, self.length)
+        offsets = self.offsets(first, micro_batches * batch_size).reshape(micro_batches, batch_size)[:, rows]
+        return windows_at(self.data, offsets.ravel(), self.length).reshape(*offsets.shape, self.length)
 
 
 class EvaluationBatch(NamedTuple):

@@ -139,6 +139,41 @@ def test_accumulated_batches_see_the_bytes_of_one_large_batch():
         np.testing.assert_array_equal(windows.batch(12 * step, 12, 1).reshape(1, 12, 20), large)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    step=st.integers(0, 500),
+    micro_batches=st.integers(1, 3),
+    rows_each=st.integers(1, 3),
+    processes=st.sampled_from((1, 2, 4)),
+)
+def test_the_rows_of_all_processes_make_the_whole_batch(step, micro_batches, rows_each, processes):
+    """However many processes there are, each reads its own rows, and all together see the same windows in order."""
+    windows = TrainingWindows(np.random.default_rng(0).integers(0, 256, 3000).astype(np.uint8), 16, 4, seed=0)
+    batch_size = processes * rows_each
+    first = step * micro_batches * batch_size
+    parts = [
+        windows.batch(first, micro_batches, batch_size, slice(process * rows_each, (process + 1) * rows_each))
+        for process in range(processes)
+    ]
+    assert {part.shape for part in parts} == {(micro_batches, rows_each, 20)}
+    whole = windows.data[windows.offsets(first, micro_batches * batch_size)[:, None] + np.arange(20)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1).reshape(-1, 20), whole)
+    np.testing.assert_array_equal(windows.batch(first, micro_batches, batch_size).reshape(-1, 20), whole)
+
+
+def test_the_rows_of_others_are_not_read():
+    class Counted(np.ndarray):
+        read = 0
+
+        def __getitem__(self, where):
+            Counted.read += 1
+            return super().__getitem__(where)
+
+    windows = TrainingWindows(np.zeros(3000, np.uint8).view(Counted), 16, 4, seed=0)
+    windows.batch(0, micro_batches=3, batch_size=8, rows=slice(2, 4))
+    assert Counted.read == 6
+
+
 def test_windows_are_a_function_of_seed_and_step():
     data = np.random.default_rng(0).integers(0, 256, 5000).astype(np.uint8)
     first, second, other = (TrainingWindows(data, 16, 1, seed) for seed in (5, 5, 6))
