@@ -20,10 +20,12 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directo
 
 def main(arguments: list[str]) -> int:
     """Runs the command line and returns the exit code of `fftlm_jax.errors`."""
+    from fftlm_jax import faults
     from fftlm_jax.errors import RunError, UsageError
 
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every save at INFO and WARNING.
     try:
+        faults.arm(os.environ.get(faults.VARIABLE, ""))
         if len(arguments) > 1:
             raise UsageError(f"unexpected argument {arguments[1]!r}: options are written --config.key=value.")
         if _CONFIG.value is None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fftlm_jax import faults
 from fftlm_jax.errors import CheckpointError, SaveError
 from fftlm_jax.raft.cycle_result import CycleResult
 from fftlm_jax.training.run_directory import write_bytes, write_json
@@ -55,6 +56,7 @@ class Journal:
         except OSError as error:
             raise SaveError(f"{folder} cannot be made ({error.strerror}).") from None
         write_bytes(folder / name, content)
+        faults.point(f"raft_{Path(name).stem}", cycle)
         write_json(folder / _PHASES, {**known, name: _sha256(content)})
         return content
 

@@ -103,7 +103,8 @@ class RaftRun:
         self.checkpoints = Checkpoints(self.directory.checkpoints, self.config.checkpoint.keep_last, keep_best=0)
         self.stack.callback(self.checkpoints.close)
         self.checkpoints.set_aside_from(self.finished, "its cycle is not done, or was moved away")
-        self.recorder.started(self.task, self.pools, self.moved_to, results, self.checkpoints.notes)
+        notes = [*self.directory.notes, *self.checkpoints.notes]
+        self.recorder.started(self.task, self.pools, self.moved_to, results, notes)
         if not results:
             results.append(self._begin())
         while (plan := self._next(results)) is not None:

@@ -2,12 +2,14 @@
 
 A step directory without a complete manifest is a save that was cut short. A step that does not match its manifest is
 damaged. Neither is ever restored, and neither is deleted: those newer than the newest good step are moved to
-`quarantine/`, so that saving the same step again is not refused, and the good step takes their place.
+`quarantine/`, so that saving the same step again is not refused, and the good step takes their place. Old steps go only
+once the newest is whole, and renamed before they are deleted, so that no death on the way leaves half a step by its
+name.
 """
 
 import contextlib
-import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +19,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as retention
 
+from fftlm_jax import faults
 from fftlm_jax.array_names import by_name, misfits
-from fftlm_jax.errors import CheckpointError, SaveError
-from fftlm_jax.training.run_directory import write_json
+from fftlm_jax.errors import CheckpointError, NonFiniteError, SaveError
+from fftlm_jax.training.finite import nonfinite_arrays
+from fftlm_jax.training.manifest import MANIFEST, is_step_name, manifest_fault, step_numbers, write_manifest
 
-MANIFEST = "manifest.json"
-_TEMPORARY = ".orbax-checkpoint-tmp"  # In the name of a folder that orbax has not finished.
+_DOOMED = ".deleting"  # In the name of an old step that is being deleted.
+_TEMPORARY = (".orbax-checkpoint-tmp", _DOOMED)  # The first: of a folder that orbax has not finished.
 
 
 class Restored(NamedTuple):
@@ -36,8 +40,8 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The `checkpoints/` folder of a run: the last `keep_last` steps and the best `keep_best` by bpb.
 
-    At least two are kept, since orbax deletes old steps before the newest has its manifest. `notes` collects sentences
-    about steps that had to be set aside.
+    At least two are kept, so that there is one to fall back to. `notes` collects sentences about what lay there and is
+    no whole step.
     """
 
     def __init__(self, directory: Path, keep_last: int = 2, keep_best: int = 1) -> None:
@@ -46,23 +50,14 @@ class Checkpoints:
         self.notes: list[str] = []
         self.directory = directory.resolve()
         self.quarantine = self.directory.parent / "quarantine"
-        policies = [retention.LatestN(keep_last)]
-        if keep_best:
-            policies.append(
-                retention.BestN(
-                    get_metric_fn=_bpb,
-                    reverse=True,
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        self._keep_last, self._keep_best = keep_last, keep_best
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=retention.AnyPreservationPolicy(policies),
+            # Orbax would delete old steps before the newest has its manifest: it keeps all, `_delete_old` deletes.
+            preservation_policy=retention.LatestN(),
             # Without a best_fn orbax keeps metrics in memory only, and a resumed run would forget its best step.
             best_fn=_bpb if keep_best else None,
             best_mode="min",
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
         )
         self._manager: ocp.CheckpointManager | None = None
 
@@ -76,22 +71,58 @@ class Checkpoints:
             bpb: held-out bits per byte, where this step was evaluated; ranks it among the best.
 
         Raises:
-            SaveError: if the step could not be written.
+            SaveError: if the step could not be written. NonFiniteError: if an array is not fit to be kept.
         """
+        if bad := nonfinite_arrays(arrays):
+            raise NonFiniteError(
+                f"step {step} was not saved: {', '.join(bad[:5])}{' and more' * (len(bad) > 5)} hold NaN or infinite "
+                "values. Lower lr.base (with --config.resume.allow=lr.base) and run the same command: it resumes from "
+                "the last checkpoint."
+            )
         try:
             if self._manager is None:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                self._delete_temporary()
+                self._make_way()
                 self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+            faults.point("before_arrays", step)
             items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
             metrics = None if bpb is None else {"bpb": bpb}
             saved = self._manager.save(step, args=items, metrics=metrics, force=True)
+            faults.point("after_arrays", step)
             if saved:
+                faults.point("before_manifest", step)
                 write_manifest(self.directory / str(step))
+                faults.point("after_manifest", step)
         except (OSError, ValueError, SaveError) as error:
             self._forget_unfinished(step)
             raise SaveError(f"{self.directory}: step {step} could not be saved ({_first_line(error)}).") from error
         if not saved:
             raise SaveError(f"{self.directory}: orbax refused to save step {step}; is a newer step in the folder?")
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        """Deletes all steps but the last and the best; those that cannot be deleted now stay for the next save."""
+        steps = step_numbers(self.directory)
+        scores = {step: read_metric(self.directory / str(step)) for step in steps}
+        ranked = sorted((bpb, -step) for step, bpb in scores.items() if bpb is not None)
+        best = {-negative for _, negative in ranked[: self._keep_best]}
+        for step in set(steps[: -self._keep_last]) - best:
+            doomed = self.directory / f"{step}{_DOOMED}"
+            with contextlib.suppress(OSError):
+                (self.directory / str(step)).rename(doomed)
+                faults.point("during_deletion", step)
+                shutil.rmtree(doomed)
+
+    def _delete_temporary(self) -> None:
+        """Deletes what saves and deletions left that were cut short, in this process or an earlier one."""
+        for folder in temporary_folders(self.directory):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _make_way(self) -> None:
+        """Sets aside empty folders and files by the name of a step: orbax would refuse to save that step."""
+        names = [int(name) for name in stray_names(self.directory) if is_step_name(name)]
+        self._set_aside(dict.fromkeys(names, "it is no step"))
 
     def _forget_unfinished(self, step: int) -> None:
         """Removes what a save that failed has left, lest it fill the disk for good; the next one begins afresh."""
@@ -99,11 +130,9 @@ class Checkpoints:
             with contextlib.suppress(OSError, ValueError):
                 self._manager.close()
             self._manager = None
-        left = [p for p in self.directory.glob("*") if _TEMPORARY in p.name] if self.directory.is_dir() else []
+        self._delete_temporary()
         if not (self.directory / str(step) / MANIFEST).exists():
-            left.append(self.directory / str(step))
-        for folder in left:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def set_aside_from(self, first: int, why: str) -> None:
         """Moves all steps from `first` on to `quarantine/`."""
@@ -116,19 +145,20 @@ class Checkpoints:
             CheckpointError: if there are steps but none is usable, or the structure differs.
         """
         steps = step_numbers(self.directory)
-        faults: dict[int, str] = {}
+        self.notes += [f"checkpoints/{name} is no step and was ignored" for name in stray_names(self.directory)]
+        faulty: dict[int, str] = {}
         for step in reversed(steps):
             fault = manifest_fault(self.directory / str(step))
             if fault is None:
                 restored = self._restore_step(step, abstract_arrays)
-                self._set_aside(faults)
+                self._set_aside(faulty)
                 return restored
-            faults[step] = fault
+            faulty[step] = fault
         if len(steps) == 1 and not (self.directory / str(steps[0]) / MANIFEST).exists():
             # Two are kept from the second save on, so a single one without a manifest is a first save cut short.
-            self._set_aside(faults)
-        elif faults:
-            why = "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
+            self._set_aside(faulty)
+        elif faulty:
+            why = "; ".join(f"step {step}: {fault}" for step, fault in faulty.items())
             raise CheckpointError(f"{self.directory}: no step is usable ({why}). Nothing was deleted.")
         return None
 
@@ -143,60 +173,31 @@ class Checkpoints:
         arrays = ocp.StandardCheckpointer().restore(directory / "arrays", abstract_arrays)
         return Restored(arrays, read_host(directory), step)
 
-    def _set_aside(self, faults: dict[int, str]) -> None:
-        for step, fault in faults.items():
-            self.quarantine.mkdir(exist_ok=True)
-            target = self.quarantine / str(step)
-            for n in range(1, 1000):
-                if not target.exists():
-                    break
-                target = self.quarantine / f"{step}.{n}"
-            shutil.move(self.directory / str(step), target)
+    def _set_aside(self, why: dict[int, str]) -> None:
+        for step, fault in why.items():
+            try:
+                self.quarantine.mkdir(exist_ok=True)
+                target, n = self.quarantine / str(step), 0
+                while os.path.lexists(target):
+                    n += 1
+                    target = self.quarantine / f"{step}.{n}"
+                (self.directory / str(step)).rename(target)
+            except OSError as error:
+                raise SaveError(f"{self.directory / str(step)} cannot be moved away ({error.strerror}).") from None
             self.notes.append(f"step {step} was moved to quarantine/: {fault}")
 
 
-def step_numbers(directory: Path) -> list[int]:
-    """Steps in a checkpoint folder, increasing; stray files and empty folders are no steps."""
-    if not directory.is_dir():
-        return []
-    folders = [p for p in directory.iterdir() if is_step_name(p.name) and p.is_dir() and any(p.iterdir())]
-    return sorted(int(folder.name) for folder in folders)
+def temporary_folders(directory: Path) -> list[Path]:
+    """Folders of saves and deletions under way, or of those that were cut short."""
+    entries = directory.iterdir() if directory.is_dir() else ()
+    return sorted(path for path in entries if any(mark in path.name for mark in _TEMPORARY))
 
 
-def is_step_name(name: str) -> bool:
-    """Whether a folder of this name can be a step: ASCII digits alone (Python counts others as digits too)."""
-    return name.isascii() and name.isdigit()
-
-
-def write_manifest(directory: Path) -> None:
-    """Writes the SHA-256 and size of every file of a step; the rename makes the manifest complete or absent."""
-    files = {
-        p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
-        for p in sorted(directory.rglob("*"))
-        if p.is_file()
-    }
-    write_json(directory / MANIFEST, {"files": files})
-
-
-def manifest_fault(directory: Path) -> str | None:
-    """What is wrong with a step's files, in words, or None if all match the manifest."""
-    try:
-        text = (directory / MANIFEST).read_text()
-        if not text.endswith("}\n"):
-            raise ValueError("cut short")
-        files = json.loads(text)["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError:
-        return "it has no manifest, so its save was cut short"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest cannot be read"
-    for name, (size, digest) in expected.items():
-        file = directory / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size or _sha256(file) != digest:
-            return f"{name} does not match its manifest"
-    return None
+def stray_names(directory: Path) -> list[str]:
+    """What lies in a checkpoint folder and is neither a step nor temporary, such as an empty folder."""
+    steps, passing = step_numbers(directory), temporary_folders(directory)
+    known = {str(step) for step in steps} | {path.name for path in passing}
+    return sorted(path.name for path in directory.iterdir() if path.name not in known) if directory.is_dir() else []
 
 
 def read_host(directory: Path) -> dict[str, Any]:
@@ -213,9 +214,11 @@ def read_arrays(directory: Path) -> Any:
 
 
 def read_metric(directory: Path) -> float | None:
-    """The held-out bpb that a step was saved with, if it was evaluated."""
-    file = directory / "metrics" / "metrics"
-    return float(json.loads(file.read_text())["bpb"]) if file.is_file() else None
+    """The held-out bpb that a step was saved with; None if it was not evaluated, or the file is damaged."""
+    try:
+        return float(json.loads((directory / "metrics" / "metrics").read_text())["bpb"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_shapes(directory: Path, abstract_arrays: Any) -> None:
@@ -232,11 +235,6 @@ def check_shapes(directory: Path, abstract_arrays: Any) -> None:
 
 def _bpb(metrics: dict[str, float]) -> float:
     return metrics["bpb"]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 
+from fftlm_jax import faults
 from fftlm_jax.spectral import LowPass
 
 
@@ -64,5 +65,7 @@ class StepCompiler:
 
     def _compile(self, variant: StepVariant) -> CompiledStep:
         start = time.perf_counter()
-        executable = self._lower(variant).compile()
+        lowered = self._lower(variant)
+        faults.point("in_compile", variant.low_pass.cutoff)
+        executable = lowered.compile()
         return CompiledStep(executable, time.perf_counter() - start)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from fftlm_jax import faults
 from fftlm_jax.config import Config, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Raise, Spike, adaptive_factor, answer_to_raise
 from fftlm_jax.data import Prefetcher, TrainingWindows
@@ -116,7 +117,7 @@ class TrainingRun:
         self.compiler = stack.enter_context(setup.build_compiler(self.config, self.graph, self.tx))
         if self.moved_to:
             self.recorder.console.say(f"the old run was moved to {self.moved_to.name}")
-        for note in self.checkpoints.notes:
+        for note in (*self.directory.notes, *self.checkpoints.notes):
             self.recorder.console.say(note)
         self.recorder.started(self.corpus, self.state.params, self.restored is not None, self.controller.cutoff)
         if self.restored:
@@ -193,6 +194,8 @@ class TrainingRun:
         if changed:
             self._settle()
             self.recorder.batch_changed(step, *map(self.batch_stages.micro_batches, (step - 1, step)))
+        if raised:
+            faults.point("before_raise_save", step)
         if raised or (changed and step > self.first_step):
             self._compile(step)
 
@@ -237,6 +240,7 @@ class TrainingRun:
         if spike:
             answer = answer.reduced_by(adaptive_factor(spike.height))
         self.state, metrics = self.run_step(self.state, windows, *events(answer))
+        faults.point("mid_step", step + 1)
         self._settle()
         self.pending = (step + 1, metrics, raised, spike)
 

@@ -3,11 +3,14 @@
 config.json env.json metrics.jsonl curves.png samples.txt run.log tensorboard/ checkpoints/<step>/ quarantine/
 """
 
+import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import socket
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +21,7 @@ from fftlm_jax.config import differences
 from fftlm_jax.errors import CheckpointError, InUseError, SaveError, UsageError
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # What `flock` says where there are none.
 
 
 class RunDirectory:
@@ -34,6 +38,7 @@ class RunDirectory:
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"
         self.profile = self.root / "profile"
+        self.notes: list[str] = []  # Sentences for whoever started the run.
         self._lock: IO[str] | None = None
 
     def require_usable(self, mode: str) -> None:
@@ -57,7 +62,7 @@ class RunDirectory:
             raise UsageError(f"--workdir: {self.root} holds files but no run; name another folder or pass --overwrite.")
 
     def _entries(self) -> list[Path]:
-        return [p for p in self.root.iterdir() if p.name != "lock"] if self.root.is_dir() else []
+        return [p for p in self.root.iterdir() if p.name not in ("lock", "lock.tmp")] if self.root.is_dir() else []
 
     @property
     def has_config(self) -> bool:
@@ -85,31 +90,48 @@ class RunDirectory:
     def acquire(self) -> None:
         """Creates the folder, proves it writable and takes its lock, which the system frees when the process ends.
 
+        The lock is `flock`: gone with its process, also after a crash or a reboot, whatever the file says. On NFS it
+        holds between hosts where the server has a lock manager. A file system without locks (some of clusters) cannot
+        keep a second process out; `notes` then says so.
+
         Raises:
             SaveError: if it cannot be written. InUseError: naming the process that holds it.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.root / "lock", "a+")  # noqa: SIM115 (held until release)
+            with contextlib.ExitStack() as stack:
+                lock = stack.enter_context(open(self.root / "lock", "a+"))
+                self._take(lock)
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on host {socket.gethostname()}")
+                lock.flush()
+                probe = self.root / "lock.tmp"  # The lock may be writable where new files are not.
+                probe.touch()
+                probe.unlink()
+                stack.pop_all()  # Held until it is released.
+                self._lock = lock
         except OSError as error:
             raise SaveError(
                 f"--workdir: {self.root} cannot be written ({error.strerror}); name another folder."
             ) from None
+
+    def _take(self, lock: IO[str]) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
             raise InUseError(f"{self.root} is in use by {holder}; wait for it or name another --workdir.") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()}")
-        self._lock.flush()
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self.notes.append(f"WARNING: {self.root} is on a file system without locks: start no second process in it")
 
     def release(self) -> None:
         """Frees the lock."""
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError), self._lock:
+                self._lock.truncate(0)  # Nobody's any more, and no place for a host's name.
             self._lock = None
 
     def read_config(self) -> dict[str, Any]:
@@ -163,8 +185,21 @@ def write_bytes(file: Path, content: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.rename(file)
+        sync_folder(file.parent)
     except OSError as error:
         raise SaveError(f"{file} cannot be written ({error.strerror}).") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to disk: a file that was renamed into it then survives a power cut by that name."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Some file systems cannot do this for folders, and need not.
+            raise
+    finally:
+        os.close(handle)
 
 
 def environment() -> dict[str, Any]:

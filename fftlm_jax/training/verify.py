@@ -3,8 +3,9 @@
     python -m fftlm_jax.training.verify runs/quickstart
 
 The hash covers the arrays by path and the controller, not the files' bytes: two runs in the same state have the same
-hash wherever and whenever they were saved. Exit code 0 if every step is whole, 4 if
-one is not, 1 if there is none.
+hash wherever and whenever they were saved. What lies there besides is named: folders of saves under way or cut short,
+and steps that were moved to `quarantine/`. Exit code 0 if every step is whole, 4 if one is not, 1 if there is none.
+Takes no accelerator and no lock, so that a run can be looked at while it trains.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from fftlm_jax.training.checkpoint import manifest_fault, read_arrays, read_host, step_numbers
+from fftlm_jax.training.checkpoint import read_arrays, read_host, stray_names, temporary_folders
+from fftlm_jax.training.manifest import manifest_fault, step_numbers
 
 
 def state_hash(arrays: Any, controller: dict[str, Any]) -> str:
@@ -35,7 +37,8 @@ def state_hash(arrays: Any, controller: dict[str, Any]) -> str:
 
 def verify(root: str | Path) -> int:
     """Prints one line per step and the newest whole step's state hash; returns the exit code."""
-    checkpoints = Path(root).resolve() / "checkpoints"
+    root = Path(root).resolve()
+    checkpoints = root / "checkpoints"
     steps = step_numbers(checkpoints)
     if not steps:
         print(f"UsageError: {checkpoints} holds no checkpoints; name a run directory.", file=sys.stderr)
@@ -43,6 +46,13 @@ def verify(root: str | Path) -> int:
     faults = {step: manifest_fault(checkpoints / str(step)) for step in steps}
     for step, fault in faults.items():
         print(f"step {step}: {fault or 'whole'}")
+    for folder in temporary_folders(checkpoints):
+        print(f"{folder.name}: temporary, of a save or deletion under way or cut short; the next save removes it")
+    for name in stray_names(checkpoints):
+        print(f"{name}: no step, ignored")
+    quarantine = root / "quarantine"
+    for folder in sorted(quarantine.iterdir()) if quarantine.is_dir() else ():
+        print(f"quarantine/{folder.name}: {manifest_fault(folder) or 'whole, but set aside'}; delete it when you like")
     whole = [step for step, fault in faults.items() if fault is None]
     if whole:
         directory = checkpoints / str(whole[-1])
@@ -57,6 +67,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("usage: python -m fftlm_jax.training.verify RUN_DIR", file=sys.stderr)
         return 1
+    jax.config.update("jax_platforms", "cpu")
     return verify(arguments[1])
 
 
