@@ -33,7 +33,8 @@ class RaftRecorder:
     def __init__(self, config: Config, directory: RunDirectory, done: int) -> None:
         self._directory, self._cycles = directory, config.raft.cycles
         self._console = Console(directory.log)
-        self._log = MetricsLog(directory.metrics, directory.tensorboard, _size(directory.metrics, done), max(done, 0))
+        size = _size(directory.metrics, done)
+        self._log = MetricsLog(directory.metrics, directory.tensorboard, size, max(done, 0), self._console.tolerance)
         self._seconds: dict[str, float] = collections.defaultdict(float)
         self._started = time.perf_counter()
         self._bar: tqdm | None = None
@@ -41,8 +42,8 @@ class RaftRecorder:
     def close(self) -> None:
         """Closes the log files and the progress bar."""
         self._end_progress()
-        self._console.close()
         self._log.close()
+        self._console.close()
 
     def started(
         self,
@@ -52,7 +53,7 @@ class RaftRecorder:
         results: Sequence[CycleResult],
         notes: Sequence[str],
     ) -> None:
-        """The first lines of a run; `notes` are about checkpoints that were set aside."""
+        """The first lines of a run; `notes` are about its folder and its checkpoints."""
         for note in notes:
             self._console.say(note)
         if moved_to:
@@ -109,7 +110,7 @@ class RaftRecorder:
             self._console.say(f"  the verifier could not judge {result.samples.errors:,} of the samples")
         for item in advice[-1]:
             self._console.say(f"  {item.rule}: {item.text}")
-        write_report(self._directory.root, results, advice)
+        self._report(results, advice)
 
     def finished(self, results: Sequence[CycleResult], advice: Sequence[Sequence[Advice]]) -> None:
         """The last lines of a run."""
@@ -118,12 +119,16 @@ class RaftRecorder:
         self._log.flush()
         if results[-1].cycle < self._cycles:
             self._console.say("stopped, as raft.on_regress says: the last cycle lies clearly below the best")
-        write_report(self._directory.root, results, advice)
+        self._report(results, advice)
         self._console.say(
             f"finished {results[-1].cycle} cycles in {duration(time.perf_counter() - self._started)}: from "
             f"{_rate(results[0])} to {_rate(results[-1])}; best is cycle {best.cycle} with {_rate(best)}"
         )
         self._console.say(f"see {self._directory.root / REPORT} and {self._directory.root / FIGURE}")
+
+    def _report(self, results: Sequence[CycleResult], advice: Sequence[Sequence[Advice]]) -> None:
+        with self._console.tolerance.of(REPORT):
+            write_report(self._directory.root, results, advice)
 
     def _end_progress(self) -> None:
         if self._bar is not None:

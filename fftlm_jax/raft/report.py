@@ -25,16 +25,13 @@ def write_report(folder: Path, results: Sequence[CycleResult], advice: Sequence[
     """Writes both files of a run.
 
     Raises:
-        SaveError: if they cannot be written.
+        OSError: if they cannot be written.
     """
     # Late: matplotlib takes a second to import, which a refused run should not wait for.
     from fftlm_jax.raft.figure import draw_cycles
 
-    try:
-        (folder / REPORT).write_text(markdown(results, advice, folder.name), encoding="utf-8")
-        draw_cycles(results, folder / FIGURE, folder.name)
-    except OSError as error:
-        raise SaveError(f"{folder}: the report cannot be written ({error.strerror}).") from None
+    (folder / REPORT).write_text(markdown(results, advice, folder.name), encoding="utf-8")
+    draw_cycles(results, folder / FIGURE, folder.name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(workdir: Path) -> None:
     config, results = open_run(workdir)
-    write_report(workdir, results, advise_all(results, knobs_of(config, schedule_of(config))))
+    try:
+        write_report(workdir, results, advise_all(results, knobs_of(config, schedule_of(config))))
+    except OSError as error:
+        raise SaveError(f"{workdir}: the report cannot be written ({error.strerror}).") from None
     print(f"see {workdir / REPORT} and {workdir / FIGURE}")
 
 

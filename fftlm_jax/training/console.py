@@ -6,24 +6,42 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fftlm_jax.training.appended import AppendedFile, Tolerance
+
 
 class Console:
-    """Prints lines without breaking the progress bar, and appends them to a log file."""
+    """Prints lines without breaking the progress bar, and appends them to a log file.
+
+    `tolerance` is for whatever else of a run may fail to be written; its warnings are printed.
+    """
 
     def __init__(self, log: Path | None = None) -> None:
-        self._log = log.open("a", encoding="utf-8") if log else None
+        self.tolerance = Tolerance(self._print)
         self._bar: tqdm | None = None
+        self._log: AppendedFile | None = None
+        if log:
+            with self.tolerance.of(log.name):
+                self._log = AppendedFile(log)
 
     def say(self, line: str) -> None:
         """Prints one line, and logs it with the time of day."""
+        self._print(line)
+        if self._log:
+            with self.tolerance.of("run.log"):
+                self._log.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                self._log.write_out()
+
+    def _print(self, line: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass  # Standard output goes to a full disk. It keeps the line for later, and run.log has it.
         if self._bar is not None:
             self._bar.refresh()
-        if self._log:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-            self._log.flush()
 
     def start_progress(self, done: int, total: int) -> None:
         """Shows a progress bar on a terminal; does nothing elsewhere."""
@@ -41,7 +59,8 @@ class Console:
         if self._bar is not None:
             self._bar.close()
         if self._log:
-            self._log.close()
+            with self.tolerance.of("run.log"):
+                self._log.close()
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,9 @@ def replace_figure(figure: Figure, file: Path) -> None:
     """Lays a figure out, replaces `file` by it in one move, and closes it."""
     figure.tight_layout()
     temporary = file.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=100)
-    plt.close(figure)
-    temporary.rename(file)
+    try:
+        figure.savefig(temporary, dpi=100)
+        temporary.rename(file)
+    finally:
+        plt.close(figure)
+        temporary.unlink(missing_ok=True)  # Of a full disk.

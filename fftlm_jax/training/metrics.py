@@ -1,16 +1,13 @@
 """`metrics.jsonl` and TensorBoard: one record per step, evaluation and event, written once and in order."""
 
-import contextlib
 import json
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from fftlm_jax.errors import SaveError
+from fftlm_jax.training.appended import AppendedFile, Tolerance
+from fftlm_jax.training.tensorboard import TensorBoard
 
 Record = dict[str, Any]
 
@@ -24,60 +21,68 @@ class MetricsLog:
         size: bytes of `file` to keep, for a resumed run. What came after belongs to steps that will be done again; of
             it only what stays true is kept: failures, and that `step` was saved.
         step: the step that training goes on from; TensorBoard forgets what it has of later ones.
+        tolerance: of later failures to write.
+
+    Raises:
+        SaveError: if `file` cannot be opened.
     """
 
-    def __init__(self, file: Path, tensorboard: Path, size: int = 0, step: int = 0) -> None:
+    def __init__(
+        self, file: Path, tensorboard: Path, size: int = 0, step: int = 0, tolerance: Tolerance | None = None
+    ) -> None:
+        self._tolerance = tolerance or Tolerance(print)
         lasting: list[Record] = []
-        if file.exists() and file.stat().st_size > size:
-            lasting = [r for r in read_metrics(file, size) if _outlives_resume(r, step)]
-            os.truncate(file, size)
-        self._file = file.open("a", encoding="utf-8")
+        try:
+            if file.exists() and file.stat().st_size > size:
+                lasting = [r for r in read_metrics(file, size) if _outlives_resume(r, step)]
+            self._file = AppendedFile(file, size)
+        except OSError as error:
+            raise SaveError(f"{file} cannot be written ({error.strerror}).") from error
+        self._tensorboard = TensorBoard(tensorboard, purge_from=step + 1 if tensorboard.exists() else None)
         for record in lasting:
-            self._file.write(json.dumps(record) + "\n")
-        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=step + 1 if tensorboard.exists() else None)
+            self._add(record)
 
     def write(self, kind: str, step: int, **values: Any) -> Record:
         """Writes one record; `step` counts updates done. Non-finite numbers become null, with `"nonfinite": true`."""
         record = finite_record({"kind": kind, "step": step, **values})
-        with _as_save_error(self._file.name):
-            self._file.write(json.dumps(record) + "\n")
+        self._add(record)
         return record
+
+    def _add(self, record: Record) -> None:
+        with self._tolerance.of("metrics.jsonl"):
+            self._file.add(json.dumps(record) + "\n")
 
     def scalars(self, prefix: str, step: int, **values: float) -> None:
         """Adds numbers to TensorBoard only."""
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
+        with self._tolerance.of("tensorboard/"):
+            for name, value in values.items():
+                self._tensorboard.scalar(f"{prefix}/{name}", value, step)
 
     def text(self, tag: str, step: int, text: str) -> None:
         """Adds text to TensorBoard only."""
-        self._tensorboard.add_text(tag, text, step)
+        with self._tolerance.of("tensorboard/"):
+            self._tensorboard.text(tag, text, step)
 
     def flush(self) -> int:
-        """Brings everything to disk; returns the size of `metrics.jsonl` in bytes."""
-        with _as_save_error(self._file.name):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        """Brings to disk what it takes; returns the bytes that `metrics.jsonl` has, or will have."""
+        with self._tolerance.of("metrics.jsonl"):
+            self._file.sync()
+        with self._tolerance.of("tensorboard/"):
             self._tensorboard.flush()
-        return self._file.tell()
+        return self._file.size
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self._file.close()
-        self._tensorboard.close()
+        with self._tolerance.of("metrics.jsonl"):
+            self._file.close()
+        with self._tolerance.of("tensorboard/"):
+            self._tensorboard.close()
 
 
 def _outlives_resume(record: Record, step: int) -> bool:
     event = record.get("event")
     failed = event == "nonfinite" and not record.get("skipped")  # One that was passed over will be met again.
     return failed or (event == "checkpoint_saved" and record["step"] <= step)
-
-
-@contextlib.contextmanager
-def _as_save_error(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SaveError(f"{name} cannot be written ({error.strerror}).") from error
 
 
 def finite_record(record: Record) -> Record:

@@ -1,7 +1,6 @@
 """What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing."""
 
 import collections
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from fftlm_jax.cutoff import coefficients_passed, freq_bins
 from fftlm_jax.data import Corpus
 from fftlm_jax.errors import NonFiniteError
 from fftlm_jax.optim import MUON_GROUPS, label_params
+from fftlm_jax.training.appended import AppendedFile
 from fftlm_jax.training.console import Console, duration
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.radial_record import radial_record
@@ -39,20 +39,25 @@ class Recorder:
         self.directory = directory
         self.first_step = first_step
         self.console = Console(directory.log)
-        self.log = MetricsLog(directory.metrics, directory.tensorboard, sizes[0], first_step)
+        self.tolerance = self.console.tolerance
+        self.log = MetricsLog(directory.metrics, directory.tensorboard, sizes[0], first_step, self.tolerance)
         self.watch = Watch(config, self.log, self.console)
-        if directory.samples.exists():
-            os.truncate(directory.samples, min(sizes[1], directory.samples.stat().st_size))
+        self.samples: AppendedFile | None = None
+        if config.sample.bytes or directory.samples.exists():
+            with self.tolerance.of("samples.txt"):
+                self.samples = AppendedFile(directory.samples, sizes[1])
 
     def close(self) -> None:
         """Closes the log files and the progress bar."""
-        self.console.close()
+        if self.samples:
+            with self.tolerance.of("samples.txt"):
+                self.samples.close()
         self.log.close()
+        self.console.close()
 
     def flush(self) -> tuple[int, int]:
         """Brings the metrics to disk; returns the bytes of `metrics.jsonl` and of `samples.txt`."""
-        samples = self.directory.samples
-        return self.log.flush(), samples.stat().st_size if samples.exists() else 0
+        return self.log.flush(), self.samples.size if self.samples else 0
 
     def started(self, corpus: Corpus, params: Any, resumed: bool, cutoff: int) -> None:
         """The first lines of a run."""
@@ -192,17 +197,22 @@ class Recorder:
             self.log.scalars("chunk_bpb_by_offset", done, **{f"{offset:02}": value})
         spent = f"after {duration(train_seconds)} of training"
         self.console.say(f"  held out at step {done}: {_words(scores)} (loss in nats), {spent}")
-        if self.config.sample.bytes:
-            with self.directory.samples.open("a", encoding="utf-8") as file:
-                text = sample.decode("utf-8", errors="backslashreplace")
-                file.write(sample_entry(done, cutoff, scores["bpb"], self.config.sample.prompt + text))
+        if self.samples and self.config.sample.bytes:
+            text = self.config.sample.prompt + sample.decode("utf-8", errors="backslashreplace")
+            with self.tolerance.of("samples.txt"):
+                self.samples.add(sample_entry(done, cutoff, scores["bpb"], text))
+                self.samples.write_out()
         self.log.flush()
+        with self.tolerance.of("curves.png"):
+            self._draw(done, scores["bpb"])
+
+    def _draw(self, done: int, bpb: float) -> None:
         records = read_metrics(self.directory.metrics)
         records += self.watch.look(done, records, read_samples(self.directory.samples))
         # Late: matplotlib takes a second to import, which a refused run should not wait for.
         from fftlm_jax.training.curves import draw_curves
 
-        title = f"{self.directory.root.name}: step {done}/{self.config.total_steps}, bpb {scores['bpb']:.3f}"
+        title = f"{self.directory.root.name}: step {done}/{self.config.total_steps}, bpb {bpb:.3f}"
         draw_curves(records, self.directory.curves, title)
 
     def epoch_ended(
