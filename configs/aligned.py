@@ -21,6 +21,9 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "train"  # train: language modelling on a corpus; raft: reward-ranked fine-tuning on a task (section raft).
     c.seed = 0  # Of initialisation, data order, dropout and samples; below 2**32.
+    # Where compiled programs are kept between processes: auto (~/.cache/fftlm_jax/...), a folder, or "" for nowhere.
+    # Where the environment has CI or JAX_COMPILATION_CACHE_DIR set, this is not looked at.
+    c.compile_cache = "auto"
 
     c.model = model = ConfigDict()
     model.seq_len = 1024  # T: bytes of a training window.

@@ -37,6 +37,7 @@ class Config:
 
     task: str = key(one_of("train", "raft"))
     seed: int = key(within(0, 2**32 - 1))
+    compile_cache: str = key()
     model: ModelConfig = key()
     objective: ObjectiveConfig = key()
     curriculum: CurriculumConfig = key()
