@@ -107,7 +107,7 @@ class Checkpoints:
         scores = {step: read_metric(self.directory / str(step)) for step in steps}
         ranked = sorted((bpb, -step) for step, bpb in scores.items() if bpb is not None)
         best = {-negative for _, negative in ranked[: self._keep_best]}
-        for step in set(steps[: -self._keep_last]) - best:
+        for step in sorted(set(steps[: -self._keep_last]) - best):
             doomed = self.directory / f"{step}{_DOOMED}"
             with contextlib.suppress(OSError):
                 (self.directory / str(step)).rename(doomed)

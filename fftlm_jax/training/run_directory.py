@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import jax
 
+import fftlm_jax
 from fftlm_jax.config import differences
 from fftlm_jax.errors import CheckpointError, InUseError, SaveError, UsageError
 
@@ -152,6 +153,13 @@ class RunDirectory:
         """Stores the config as JSON."""
         write_json(self.config, values)
 
+    def written_by(self) -> str:
+        """The version of this package that last wrote here."""
+        try:
+            return str(json.loads(self.env.read_text())["fftlm_jax"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "of an unknown version"
+
     def write_env(self) -> dict[str, tuple[Any, Any]]:
         """Stores versions, devices and XLA flags (they change bits); no paths, no host names.
 
@@ -209,6 +217,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "fftlm_jax": fftlm_jax.__version__,
         "packages": {name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
         "platform": device.platform,
         "device_kind": device.device_kind,

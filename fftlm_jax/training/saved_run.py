@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import fftlm_jax
 from fftlm_jax.config import Config, read_config
 from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
 from fftlm_jax.model import build
@@ -81,7 +82,10 @@ def open_config(workdir: str | Path, option: str = "") -> tuple[RunDirectory, Co
     try:
         return directory, read_config(directory.read_config(), with_data=False)
     except ConfigError as error:
-        raise CheckpointError(f"{directory.config}: {error}") from None
+        raise CheckpointError(
+            f"{directory.config}: {error} It was written by fftlm_jax {directory.written_by()}; this is "
+            f"{fftlm_jax.__version__}."
+        ) from None
 
 
 def _averaged(config: Config, ema: dict[str, Any]) -> Params:

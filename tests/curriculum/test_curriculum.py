@@ -218,6 +218,14 @@ def test_the_history_is_cleared_on_a_raise():
     assert drive(controller, [2.0] * 60) == [(20, 128, 256), (40, 256, 512)], "at 30 only ten losses were seen at 256"
 
 
+def test_a_finite_spike_is_no_plateau_to_the_confidence_test_alone():
+    """To the documents' formula it is one: the loss rose, so it did not fall."""
+    losses = [4 * 0.99**step for step in range(200)]
+    losses[95] += 20
+    raises = {c: drive(make_controller(window=50, confidence=c), losses) for c in (0.95, None)}
+    assert raises == {0.95: [], None: [(100, 128, 256)]}
+
+
 def test_checks_happen_when_due_only():
     assert drive(make_controller(check_every=20, min_epoch=0), [2.0] * 50) == [(20, 128, 256), (40, 256, 512)]
     assert not make_controller().is_due(0) and not make_controller("none").is_due(10)

@@ -6,6 +6,7 @@ import pytest
 
 from fftlm_jax.errors import NonFiniteError
 from fftlm_jax.training import run
+from fftlm_jax.training.checkpoint import read_host
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.verify import main as verify
 from tests.tiny import tiny_values
@@ -36,6 +37,9 @@ def test_it_is_passed_over_and_a_resumed_run_passes_it_over_too(values, tmp_path
     passed = [r["step"] for r in records if r.get("event") == "nonfinite" and r["skipped"]]
     trained = [r["step"] for r in records if r["kind"] == "train"]
     assert passed and max(passed) > KEPT and sorted(passed + trained) == list(range(1, 21))
+    controller = read_host(workdir / "checkpoints" / "20")["controller"]
+    losses = {r["loss"] for r in records if r["kind"] == "train"}
+    assert controller["losses"] and set(controller["losses"]) <= losses, "the curriculum saw none of those passed over"
     wanted = state_hash(workdir, capsys)
     for folder in (workdir / "checkpoints").iterdir():
         if int(folder.name) > KEPT:

@@ -1,0 +1,48 @@
+"""Row 23: a step that version 0.1 saved is read to the same bits; a run that cannot be read says what wrote it.
+
+`saved_by_0_1/3` was written by `Checkpoints.save(3, state_of_0_1(), {"controller": {"cutoff": 17}})`; of its files,
+those that say where were left out and the manifest written again.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fftlm_jax.config import to_dict
+from fftlm_jax.errors import CheckpointError
+from fftlm_jax.training import saved_run, setup
+from fftlm_jax.training.checkpoint import Checkpoints
+from fftlm_jax.training.manifest import manifest_fault
+from fftlm_jax.training.verify import state_hash
+from tests.tiny import tiny
+
+SAVED = Path(__file__).parent / "saved_by_0_1"
+HASH = "24af50502fcb2cf617746db6add6e5073bf5ea3abcfff59ac2dce560c08d8b1e"
+SMALL = {"model__d_model": 4, "model__n_layers": 1, "model__conv_heads": 2, "model__chunk": 2}
+
+
+def state_of_0_1():
+    """Arrays of a tiny model and its optimizer whose values are their own places."""
+    config = tiny(**SMALL)
+    leaves, structure = jax.tree.flatten(setup.abstract_state(config, setup.build_optimizer_of(config)))
+    values = [jnp.arange(leaf.size).reshape(leaf.shape).astype(leaf.dtype) for leaf in leaves]
+    return jax.tree.unflatten(structure, values)
+
+
+def test_a_step_saved_by_the_first_version_is_read():
+    assert manifest_fault(SAVED / "3") is None
+    config = tiny(**SMALL)
+    restored = Checkpoints(SAVED).restore(setup.abstract_state(config, setup.build_optimizer_of(config)))
+    assert restored.step == 3 and state_hash(restored.arrays, restored.host["controller"]) == HASH
+
+
+def test_a_run_that_cannot_be_read_says_what_wrote_it(tmp_path):
+    values = to_dict(tiny())
+    del values["optim"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "env.json").write_text('{"fftlm_jax": "0.0.7"}')
+    with pytest.raises(CheckpointError, match="lacks optim.*was written by fftlm_jax 0.0.7; this is 0"):
+        saved_run.open_config(tmp_path)
