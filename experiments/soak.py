@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from fftlm_jax.training.checkpoint import read_arrays, read_host
 from fftlm_jax.training.manifest import MANIFEST, manifest_fault, step_numbers
 from fftlm_jax.training.metrics import read_metrics
@@ -28,7 +30,8 @@ from fftlm_jax.training.verify import state_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVAL = 8  # Steps between saves; an epoch is as long.
-_CUTOFFS = (4, 8, 12, 16, 20, 24, 28, 33)
+_CUTOFFS = (*range(4, 33, 2), 33)
+_EPOCHS_PER_RAISE = 8
 _PLACES = ("before_arrays", "after_arrays", "before_manifest", "after_manifest", "during_deletion", "mid_step")
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 _TIMES = ("bytes_per_second", "train_seconds")
@@ -58,7 +61,6 @@ def training_records(file: Path) -> list[dict[str, Any]]:
 def options_of(kills: int) -> list[str]:
     """The run: long enough that every death but those in a compilation may follow a save, and raises all along."""
     epochs = 3 * kills + 6
-    raises = [(round(i * epochs / len(_CUTOFFS)), cutoff) for i, cutoff in enumerate(_CUTOFFS)]
     values = {
         **{"model.seq_len": 64, "model.kernel_len": 16, "model.d_model": 16, "model.conv_heads": 4},
         **{
@@ -67,10 +69,15 @@ def options_of(kills: int) -> list[str]:
             "train.epochs": epochs,
             "train.log_every": INTERVAL,
         },
-        **{"curriculum.rule": "schedule", "curriculum.schedule": tuple(raises), "eval.max_bytes": 4096},
-        **{"eval.every": 2 * INTERVAL, "checkpoint.every": INTERVAL},
+        **{"curriculum.rule": "schedule", "curriculum.schedule": raises_of(epochs), "eval.max_bytes": 4096},
+        **{"eval.every": 4 * INTERVAL, "checkpoint.every": INTERVAL},
     }
     return [f"--config={ROOT / 'configs' / 'tiny.py'}", *(f"--config.{name}={value}" for name, value in values.items())]
+
+
+def raises_of(epochs: int) -> tuple[tuple[int, int], ...]:
+    """(epoch, cutoff), evenly over the run, the first at its start."""
+    return tuple((i * _EPOCHS_PER_RAISE, cutoff) for i, cutoff in enumerate(_CUTOFFS) if i * _EPOCHS_PER_RAISE < epochs)
 
 
 def next_kill(rng: random.Random, done: int, kills_left: int, total: int) -> Kill:
@@ -80,18 +87,14 @@ def next_kill(rng: random.Random, done: int, kills_left: int, total: int) -> Kil
         return Kill(action, "in_compile", f"{action}@in_compile")  # Of its first step: it costs no progress.
     if rng.random() < 0.3:
         return Kill(action, None, "")
-    raise_at = next((s for s in _raise_steps(total) if INTERVAL < s - done <= 3 * INTERVAL), None)
+    raises = [epoch * INTERVAL for epoch, _ in raises_of(total // INTERVAL)]
+    raise_at = next((step for step in raises if INTERVAL < step - done <= 3 * INTERVAL), None)
     if raise_at is not None and rng.random() < 0.5:
         return Kill(action, "before_raise_save", f"{action}@before_raise_save:{raise_at}")
     place, save = rng.choice(_PLACES), (done // INTERVAL + 2) * INTERVAL
     if place == "during_deletion":
         return Kill(action, place, f"{action}@{place}")
     return Kill(action, place, f"{action}@{place}:{save - rng.randrange(INTERVAL) * (place == 'mid_step')}")
-
-
-def _raise_steps(total: int) -> list[int]:
-    epochs = total // INTERVAL
-    return [round(i * epochs / len(_CUTOFFS)) * INTERVAL for i in range(1, len(_CUTOFFS))]
 
 
 def newest(workdir: Path) -> int:
@@ -190,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of both runs; one that is there is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # Orbax narrates every read at WARNING.
     if args.kills < 1:
         parser.error("--kills: must be at least 1")
     out = args.out.resolve()
