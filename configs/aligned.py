@@ -165,6 +165,19 @@ def get_config() -> ConfigDict:
     resume.mode = "auto"  # auto: resume what is there; never: refuse a non-empty folder; must: refuse an empty one.
     resume.allow = ()  # What may change on resume: keys or whole sections, such as ("lr", "train.epochs", "data").
 
+    c.mesh = mesh = ConfigDict()
+    mesh.data = -1  # Devices along the batch; -1: all that mesh.fsdp leaves. train.batch_size is cut into data x fsdp.
+    mesh.fsdp = 1  # Devices that large parameters, and what the optimizer keeps of them, are sharded over.
+    mesh.fsdp_min_size = 65536  # Entries from which a parameter is large; smaller ones lie whole on every device.
+
+    c.distributed = distributed = ConfigDict()
+    # Several processes, each with the same command: host:port of process 0; "auto", where jax finds out by itself
+    # (Slurm, TPU pods); "" for one process. Whoever reaches that port can steer the run: private networks only.
+    distributed.coordinator = ""
+    distributed.processes = 1  # With host:port: how many processes there are,
+    distributed.process_id = 0  # and which of them this is. "auto" finds both.
+    distributed.heartbeat = 100  # Seconds of silence after which a process counts as dead, and the others end.
+
     c.profile = profile = ConfigDict()
     profile.start = 10  # First step of the profiler window (trace under <workdir>/profile).
     profile.steps = 0  # Length of the window; 0 for none.

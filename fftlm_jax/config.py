@@ -16,9 +16,11 @@ from fftlm_jax.config_sections import (
     CheckpointConfig,
     CurriculumConfig,
     DataConfig,
+    DistributedConfig,
     EvalConfig,
     InitConfig,
     LRConfig,
+    MeshConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
@@ -50,6 +52,8 @@ class Config:
     data: DataConfig = key()
     init: InitConfig = key()
     resume: ResumeConfig = key()
+    mesh: MeshConfig = key()
+    distributed: DistributedConfig = key()
     profile: ProfileConfig = key()
     raft: RaftConfig = key()
 

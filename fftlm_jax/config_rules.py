@@ -38,6 +38,8 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
         (_evaluation, ("model", "eval")),
         (_sample, ("objective", "curriculum", "sample")),
         (_resume, ("resume",)),
+        (_mesh, ("task", "train", "mesh")),
+        (_distributed, ("task", "distributed")),
         *([(raft_faults, ("raft", "objective", "curriculum", "optim", "init"))] if config_task == "raft" else []),
     )
     return [
@@ -272,3 +274,20 @@ def _resume(config: Config) -> Iterator[str]:
     for entry in config.resume.allow:
         if entry not in known:
             yield f"config.resume.allow: {entry!r} is no key or section; see configs/aligned.py."
+
+
+def _mesh(config: Config) -> Iterator[str]:
+    m, size = config.mesh, config.train.batch_size
+    parts = max(m.data, 1) * m.fsdp  # With data -1 the devices have the last word, see `parallel.make_mesh`.
+    if config.task == "train" and size % parts:
+        yield f"config.train.batch_size: {size} windows do not divide among {parts} devices (mesh.data x mesh.fsdp)."
+
+
+def _distributed(config: Config) -> Iterator[str]:
+    d = config.distributed
+    if d.coordinator in ("", "auto") and (d.processes > 1 or d.process_id):
+        yield "config.distributed.coordinator: several processes need the host:port of process 0 here; name it."
+    elif d.process_id >= d.processes:
+        yield f"config.distributed.process_id: {d.process_id} is not below processes {d.processes}; count from 0."
+    if d.coordinator and config.task == "raft":
+        yield "config.distributed.coordinator: task 'raft' runs in one process; leave it empty."

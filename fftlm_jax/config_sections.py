@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import re
 
 from fftlm_jax.config_checks import above, at_least, below, from_zero_below, key, one_of, within
 
@@ -174,6 +175,23 @@ class InitConfig:
 class ResumeConfig:
     mode: str = key(one_of("auto", "never", "must"))
     allow: tuple = key()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int = key(lambda v: None if v == -1 or v >= 1 else "must be at least 1, or -1 for all devices that are left")
+    fsdp: int = key(at_least(1))
+    fsdp_min_size: int = key(at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    coordinator: str = key(
+        lambda v: None if v in ("", "auto") or re.fullmatch(r".+:\d+", v) else "must be host:port, 'auto' or ''"
+    )
+    processes: int = key(at_least(1))
+    process_id: int = key(at_least(0))
+    heartbeat: int = key(at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)

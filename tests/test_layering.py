@@ -15,7 +15,7 @@ LEVELS = {
     "errors": 0, "cutoff": 0, "xla_flags": 0, "config_checks": 0, "array_names": 0,
     "command_line": 1, "faults": 1, "compile_cache": 1,
     "config": 1, "config_sections": 1, "config_rules": 1, "config_rules_raft": 1, "spectral": 1,
-    "model": 2, "optim": 2, "data": 2, "curriculum": 2,
+    "parallel": 1, "model": 2, "optim": 2, "data": 2, "curriculum": 2,
     "training": 3, "generation": 3, "raft": 4,
     "evaluation": 4, "evaluate": 5, "exported": 3, "stablehlo": 4, "export_readme": 5, "export": 6,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from flax import nnx
 
 from fftlm_jax.config import ModelConfig
 from fftlm_jax.model.layers import linear, project
+from fftlm_jax.parallel import on_own_rows
 from fftlm_jax.spectral import (
     LowPass,
     causal_convolve,
@@ -62,10 +63,12 @@ class ConvolutionMixer(nnx.Module):
 
     def __call__(self, z_BTD: jax.Array, low_pass: LowPass) -> jax.Array:
         taps_HK = self.kernels(low_pass)
-        y = causal_convolve(self._inputs(z_BTD), taps_HK, self.method)
-        if low_pass.method == "signal":
-            y = low_pass_signal(y, low_pass, taps_HK.shape[-1])
-        return self._outputs(y, z_BTD)
+
+        def convolve(u_BTD: jax.Array, taps_HK: jax.Array) -> jax.Array:
+            y = causal_convolve(u_BTD, taps_HK, self.method)
+            return low_pass_signal(y, low_pass, taps_HK.shape[-1]) if low_pass.method == "signal" else y
+
+        return self._outputs(on_own_rows(convolve, self._inputs(z_BTD), taps_HK), z_BTD)
 
     def kernels(self, low_pass: LowPass) -> jax.Array:
         """Taps [H, K] under a band limit."""

@@ -15,6 +15,7 @@ from fftlm_jax.config import ModelConfig
 from fftlm_jax.model.blocks import Block
 from fftlm_jax.model.heads import VOCABULARY, ByteHead
 from fftlm_jax.model.memory import SpectralMemory
+from fftlm_jax.parallel import regathering, whole
 from fftlm_jax.spectral import LowPass
 
 Params = dict[str, Any]
@@ -56,11 +57,11 @@ class LanguageModel(nnx.Module):
 
         def layer(x: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
             params, key = inputs
-            return nnx.merge(graph, params)(x, low_pass, key), None
+            return nnx.merge(graph, whole(params))(x, low_pass, key), None
 
         # Unrolled on CPU, where a rolled loop's backward pass takes twice as long; rolled where compile time matters.
         unroll = self.config.n_layers if jax.default_backend() == "cpu" else 1
-        x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, keys), unroll=unroll)
+        x_BTD, _ = jax.lax.scan(regathering(layer), x_BTD, (layers, keys), unroll=unroll)
         hidden_BTD = self.final_norm(x_BTD).astype(dtype)
         return hidden_BTD if self.config.memory == "none" else hidden_BTD + self.memory(bytes_BT)
 
@@ -72,9 +73,14 @@ def build(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     return graph, nnx.to_pure_dict(state)
 
 
-def init_params(config: ModelConfig, seed: int) -> Params:
-    """Freshly initialised parameters as a plain nested dict of float32 arrays, a pure function of the seed."""
-    return _initialise(config, jax.random.key(seed))
+def init_params(config: ModelConfig, seed: int, shardings: Any = None) -> Params:
+    """Freshly initialised parameters as a plain nested dict of float32 arrays, a pure function of the seed.
+
+    With `shardings` (a tree like it), every device makes its own part, and no device ever holds the whole.
+    """
+    if shardings is None:
+        return _initialise(config, jax.random.key(seed))
+    return jax.jit(lambda: _initialise(config, jax.random.key(seed)), out_shardings=shardings)()
 
 
 @functools.partial(jax.jit, static_argnums=0)

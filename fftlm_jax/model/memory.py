@@ -15,6 +15,7 @@ of a sum), so it is a sequential scan over the T / P pieces.
 Shapes: B batch, T time, P piece, N = T // P pieces, F = P // 2 + 1 bins, D width; while decoding, S new bytes.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from flax import nnx
 
 from fftlm_jax.config import ModelConfig
 from fftlm_jax.model.layers import linear, project
+from fftlm_jax.parallel import on_own_rows
 
 _INITIAL_RHO = 0.95
 # Below this a bin counts as silent: under the least step of a byte (1/128) and above the round-off of an rfft.
@@ -61,7 +63,7 @@ class SpectralMemory(nnx.Module):
 
     def __call__(self, bytes_BT: jax.Array) -> jax.Array:
         """Reads the memory at every position: [B, T] bytes -> [B, T, D]."""
-        spectra_BNF = piece_spectra(bytes_BT, self.piece)
+        spectra_BNF = on_own_rows(functools.partial(piece_spectra, piece=self.piece), bytes_BT)
         rho = jax.nn.sigmoid(self.rho[...])
         if self.kind == "polar":
             states_BNF = polar_states(spectra_BNF, rho)

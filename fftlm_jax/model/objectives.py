@@ -16,6 +16,7 @@ from flax import nnx
 
 from fftlm_jax.config import ObjectiveConfig
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.parallel import whole
 from fftlm_jax.spectral import LowPass
 
 Number = TypeVar("Number", float, jax.Array)
@@ -67,6 +68,8 @@ def score(
     chex.assert_rank(windows_BW, 2)
     W = windows_BW.shape[1]
     T = W - chunk
+    # Blocks gather their own parameters, layer by layer.
+    params = {name: part if name == "blocks" else whole(part) for name, part in params.items()}
     model = nnx.merge(graph, params)
     hidden_BTD = model(windows_BW[:, :T], low_pass, dropout_key)
     targets = windows_BW.astype(jnp.int32)

@@ -22,6 +22,7 @@ def build_optimizer(
     learning_rate: optax.GradientTransformation,
     total_steps: int,
     batch_multiples: tuple[int, ...] = (1,),
+    stack_sharding: jax.sharding.NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, AdamW or Muon with decoupled decay on matrices, and a learning rate.
 
@@ -31,16 +32,14 @@ def build_optimizer(
         total_steps: updates of the whole training, for what happens at a fraction of it.
         batch_multiples: sizes of the batch in equal stages of training, in multiples of the first's. `grad_units`
             grow with them, as the gradient of a summed loss does.
+        stack_sharding: of Muon's stacks of matrices while they are orthogonalized, see `orthogonalize`.
     """
     links = [optax.clip_by_global_norm(config.clip)]
     if config.name == "adamw":
         links.append(_adamw(config))
     else:
-        links.append(
-            optax.partition(
-                {"muon": _muon(config, total_steps, batch_multiples), "adamw": _adamw_beside_muon(config)}, _halves
-            )
-        )
+        muon = _muon(config, total_steps, batch_multiples, stack_sharding)
+        links.append(optax.partition({"muon": muon, "adamw": _adamw_beside_muon(config)}, _halves))
     links.append(learning_rate)
     if config.name == "muon" and config.brake < 1:
         links.append(optax.masked(radial_brake(config.brake), _is_muon))
@@ -59,7 +58,10 @@ def _adamw_beside_muon(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon(
-    config: OptimConfig, total_steps: int, batch_multiples: tuple[int, ...]
+    config: OptimConfig,
+    total_steps: int,
+    batch_multiples: tuple[int, ...],
+    stack_sharding: jax.sharding.NamedSharding | None,
 ) -> optax.GradientTransformationExtraArgs:
     decay = add_cautious_decayed_weights if config.cautious else optax.add_decayed_weights
     direction = scale_by_muon(
@@ -73,6 +75,8 @@ def _muon(
         adaptive=None if config.spectral_adaptive == "none" else AdaptiveAlpha(config.spectral_adaptive),
         neuron_beta2=config.neuron_beta2 or None,
         shape=config.shape,
+        stack_sharding=stack_sharding,
+        leaf_sharding=stack_sharding and jax.sharding.NamedSharding(stack_sharding.mesh, jax.sharding.PartitionSpec()),
     )
     return optax.chain(direction, decay(config.weight_decay))
 

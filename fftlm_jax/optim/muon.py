@@ -51,12 +51,13 @@ def scale_by_muon(
     layout: LayoutSetting = None,
     max_stack: int | None = None,
     stack_sharding: jax.sharding.NamedSharding | None = None,
+    leaf_sharding: jax.sharding.NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of Muon with a radial component; alpha = 0 is Muon. All leaves must have rank 2 or more.
 
     Args:
         beta, nesterov, style, mu_dtype: see `scale_by_nesterov_ema`.
-        method, steps, dtype, preconditioning, max_stack, stack_sharding: see `orthogonalize`.
+        method, steps, dtype, preconditioning, max_stack, stack_sharding, leaf_sharding: see `orthogonalize`.
         alpha, mode, normalize, grad_units, adaptive, diagnostics: see `with_spectral`.
         neuron_beta2, neuron_axis: see `scale_by_neuron_variance`; None leaves it out.
         shape: see `scale_by_matrix_shape`.
@@ -76,6 +77,7 @@ def scale_by_muon(
         layout=layout,
         max_stack=max_stack,
         stack_sharding=stack_sharding,
+        leaf_sharding=leaf_sharding,
     )
     if neuron_beta2 is not None:
         inner = optax.chain(inner, scale_by_neuron_variance(neuron_beta2, axis=neuron_axis, layout=layout))

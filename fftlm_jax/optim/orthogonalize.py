@@ -30,6 +30,7 @@ def orthogonalize(
     layout: LayoutSetting = None,
     max_stack: int | None = None,
     stack_sharding: jax.sharding.NamedSharding | None = None,
+    leaf_sharding: jax.sharding.NamedSharding | None = None,
 ) -> optax.GradientTransformation:
     """Replaces every matrix by its polar factor. Stateless.
 
@@ -40,6 +41,10 @@ def orthogonalize(
         stack_sharding: of the stacks (stack, in, out) during the iteration, for example
             `NamedSharding(mesh, PartitionSpec("data"))` on a mesh of automatic axes. Stacks are padded to a multiple
             of its first axis.
+        leaf_sharding: with `stack_sharding`, that of the stacks before and after the iteration. Left to itself, the
+            partitioner carries the stack's sharding on into whatever is computed from leaves, and where stacks need
+            padding it moves single numbers and pieces of matrices about; `NamedSharding(mesh, PartitionSpec())` makes
+            that one gather on either side at most.
 
     Raises:
         ValueError: in update, naming a leaf of rank below 2.
@@ -57,7 +62,7 @@ def orthogonalize(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params
         matrices, treedef = jax.tree.flatten(split_tree(updates, layout))
-        factors = map_stacked(factor, matrices, max_stack or MAX_STACK, stack_sharding)
+        factors = map_stacked(factor, matrices, max_stack or MAX_STACK, stack_sharding, leaf_sharding)
         return join_tree(treedef.unflatten(factors), updates, layout), state
 
     return optax.GradientTransformation(init, update)
@@ -68,6 +73,7 @@ def map_stacked(
     arrays: Sequence[jax.Array],
     max_stack: int = MAX_STACK,
     sharding: jax.sharding.NamedSharding | None = None,
+    around: jax.sharding.NamedSharding | None = None,
 ) -> list[jax.Array]:
     """`function` of every array, called once for all matrices of one shape and dtype (or for `max_stack` of them).
 
@@ -75,7 +81,8 @@ def map_stacked(
         function: acts on (stack, m, n) matrix by matrix and keeps the shape.
         arrays: (batch..., m, n) each.
         max_stack: matrices given to one call at most.
-        sharding: of the stacks, before and after the call; None leaves it to the compiler.
+        sharding: of the stacks at the call; None leaves it to the compiler.
+        around: with `sharding`, that of the stacks before they are cut and after they are joined again; likewise.
     """
     results: list[Any] = [None] * len(arrays)
     groups: dict[Any, list[int]] = {}
@@ -85,7 +92,7 @@ def map_stacked(
         stacks = [arrays[i].reshape(-1, *arrays[i].shape[-2:]) for i in members]
         stack = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
         parts = [stack[start : start + max_stack] for start in range(0, len(stack), max_stack)]
-        parts = [_call_sharded(function, part, sharding) for part in parts]
+        parts = [_call_sharded(function, part, sharding, around) for part in parts]
         stack = stack if not parts else parts[0] if len(parts) == 1 else jnp.concatenate(parts)
         cuts = [sum(map(len, stacks[: k + 1])) for k in range(len(stacks) - 1)]
         for i, part in zip(members, jnp.split(stack, cuts) if cuts else [stack], strict=True):
@@ -94,14 +101,22 @@ def map_stacked(
 
 
 def _call_sharded(
-    function: Callable[[jax.Array], jax.Array], stack: jax.Array, sharding: jax.sharding.NamedSharding | None
+    function: Callable[[jax.Array], jax.Array],
+    stack: jax.Array,
+    sharding: jax.sharding.NamedSharding | None,
+    around: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
     if sharding is None:
         return function(stack)
     padding = -len(stack) % _first_axis_parts(sharding)
+    stack = _constrain(stack, around)
     padded = jnp.pad(stack, ((0, padding), (0, 0), (0, 0))) if padding else stack
-    constrain = lambda x: jax.lax.with_sharding_constraint(x, sharding)  # noqa: E731
-    return constrain(function(constrain(padded)))[: len(stack)]
+    factors = _constrain(function(_constrain(padded, sharding)), sharding)
+    return _constrain(factors, around)[: len(stack)]
+
+
+def _constrain(x: jax.Array, sharding: jax.sharding.NamedSharding | None) -> jax.Array:
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
 def _first_axis_parts(sharding: jax.sharding.NamedSharding) -> int:

@@ -29,8 +29,9 @@ def dry_run(values: Mapping[str, Any]) -> None:
     print(f"\n{corpus.description}")
     graph, params = build(config.model)
     print(_parameter_table(params))
-    tx = setup.build_optimizer_of(config)
-    with setup.build_compiler(config, graph, tx) as compiler:
+    mesh = setup.build_mesh(config)
+    tx = setup.build_optimizer_of(config, mesh)
+    with setup.build_compiler(config, graph, tx, mesh) as compiler:
         cutoff = setup.build_controller(config).cutoff
         micro_batches = setup.batch_stages(config).largest
         compiled = compiler.get(StepVariant(setup.low_pass_at(config, cutoff), micro_batches))

@@ -3,6 +3,7 @@
 Shapes: B batch, T scored positions of a window, P places in a word, N chunks of a window, C bytes of a chunk.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from fftlm_jax.config import Config, ObjectiveConfig
 from fftlm_jax.data import EvaluationBatch
 from fftlm_jax.model import objective_value, score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.word_places import WORD_PLACES, word_places
+from fftlm_jax.parallel import distribute, replicated, rows, within
 from fftlm_jax.spectral import LowPass
 
 
@@ -35,16 +38,17 @@ class Tally(NamedTuple):
 Evaluate = Callable[[Params, Iterable[EvaluationBatch]], Tally]
 
 
-def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Evaluate:
+def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass, mesh: Mesh | None = None) -> Evaluate:
     """Builds the evaluation for one band limit: `evaluate(params, batches) -> Tally`.
 
+    On a mesh, batches (the same in every process, of a size that all devices share equally) are cut along their rows.
     The chunk part is there where the objective trains the whole head. Under the `signal` method only the last position
     of each window is scored, since all others see their future.
     """
 
     last_only = low_pass.method == "signal"  # At every cutoff, or bpb would change its meaning at the last raise.
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def sums(params: Params, windows_BW: jax.Array, valid_B: jax.Array) -> list[jax.Array]:
         scores = score(
             graph,
@@ -71,7 +75,10 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Eva
         # Summed on the host in float64: a float32 sum over millions of bytes would lose digits.
         total: list[Any] = [0.0] * (6 if config.objective.has_chunks else 4)
         for batch in batches:
-            found = jax.device_get(sums(params, batch.windows, batch.valid))
+            if mesh is not None:
+                batch = distribute(batch, EvaluationBatch(rows(mesh), rows(mesh)))
+            with within(mesh):
+                found = jax.device_get(sums(params, batch.windows, batch.valid))
             total = [t + f.astype(np.float64) for t, f in zip(total, found, strict=True)]
         return Tally(*total, *[None] * (6 - len(total)), config.model.seq_len if last_only else 1)
 

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from fftlm_jax.config import Config
 from fftlm_jax.data import ByteSequence, evaluation_batches
 from fftlm_jax.generation import Decoder, PlainDecoder, decoder_for, sampling_of
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.parallel import is_first_process, one_copy, round_up_rows
 from fftlm_jax.training.evaluation import (
     Evaluate,
     Tally,
@@ -22,10 +24,14 @@ from fftlm_jax.training.step import TrainState, averaged_params
 
 
 class HeldOut:
-    """Evaluation and sampling of one run, compiled once per band limit that they need."""
+    """Evaluation and sampling of one run, compiled once per band limit that they need.
 
-    def __init__(self, config: Config, graph: nnx.GraphDef, data: ByteSequence) -> None:
+    On a mesh the scores are the work of all devices. Samples are that of one, which then holds all weights.
+    """
+
+    def __init__(self, config: Config, graph: nnx.GraphDef, data: ByteSequence, mesh: Mesh | None = None) -> None:
         self._config = config
+        self._mesh = mesh
         self._graph = graph
         self._data = data[: config.eval.max_bytes or None]
         self._compiled: dict[tuple[str, int], tuple[Evaluate, Decoder | PlainDecoder]] = {}
@@ -50,7 +56,8 @@ class HeldOut:
     def tally(self, params: Params, cutoff: int) -> Tally:
         """Losses of the held-out part, by place."""
         model = self._config.model
-        batches = evaluation_batches(self._data, model.seq_len, model.chunk, self._config.eval.batch_size)
+        batch_size = round_up_rows(self._config.eval.batch_size, self._mesh)
+        batches = evaluation_batches(self._data, model.seq_len, model.chunk, batch_size)
         return self._at(cutoff)[0](params, batches)
 
     def sample(self, params: Params, cutoff: int) -> bytes:
@@ -58,13 +65,15 @@ class HeldOut:
         s = self._config.sample
         if not s.bytes:
             return b""
-        decoder, prompt = self._at(cutoff)[1], s.prompt.encode()
+        decoder, prompt, params = self._at(cutoff)[1], s.prompt.encode(), one_copy(params, self._mesh)
+        if not is_first_process():
+            return b""  # Nobody would read it.
         return decoder.generate(params, [prompt], s.bytes, sampling_of(s), seed=self._config.seed, mode=s.mode)[0]
 
     def _at(self, cutoff: int) -> tuple[Evaluate, Decoder | PlainDecoder]:
         low_pass = evaluation_low_pass(self._config, cutoff)
         key = low_pass.mask_key(self._config.model.kernel_len)
         if key not in self._compiled:
-            evaluate = make_evaluate(self._config, self._graph, low_pass)
+            evaluate = make_evaluate(self._config, self._graph, low_pass, self._mesh)
             self._compiled[key] = evaluate, decoder_for(self._config.model, self._graph, low_pass)
         return self._compiled[key]

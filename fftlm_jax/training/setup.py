@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from fftlm_jax.config import Config, read_config, rule_in_force, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Rule, resolve_ladder, starting_cutoff
@@ -20,6 +21,7 @@ from fftlm_jax.optim import (
     stage_cooldown_schedule,
     stages_in_steps,
 )
+from fftlm_jax.parallel import distribute, make_mesh, on_stack, rows, state_shardings, within
 from fftlm_jax.spectral import LowPass, mask_spectrum
 from fftlm_jax.training.compiler import StepCompiler, StepVariant
 from fftlm_jax.training.step import TrainState, events, make_train_step, new_state
@@ -55,9 +57,15 @@ def load_run_corpus(config: Config) -> Corpus:
     return load_corpus(data.source, data.path, data.held_out, window=model.seq_len + model.chunk)
 
 
-def build_optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
+def build_mesh(config: Config) -> Mesh | None:
+    """The run's devices; None for a single one."""
+    return make_mesh(config.mesh.data, config.mesh.fsdp, config.train.batch_size)
+
+
+def build_optimizer_of(config: Config, mesh: Mesh | None = None) -> optax.GradientTransformationExtraArgs:
     """The optimizer with the run's own learning rate."""
-    return build_optimizer(config.optim, _learning_rate(config), config.total_steps, config.train.batch_stages)
+    stages = config.train.batch_stages
+    return build_optimizer(config.optim, _learning_rate(config), config.total_steps, stages, on_stack(mesh))
 
 
 def _learning_rate(config: Config) -> optax.GradientTransformationExtraArgs:
@@ -114,14 +122,20 @@ def evaluation_low_pass(config: Config, cutoff: int) -> LowPass:
     return low_pass_at(config, freq_bins(config.model.seq_len) if _masks_parameters(config) else cutoff)
 
 
-def first_state(config: Config, controller: Controller, tx: optax.GradientTransformationExtraArgs) -> TrainState:
+def first_state(
+    config: Config,
+    controller: Controller,
+    tx: optax.GradientTransformationExtraArgs,
+    mesh: Mesh | None = None,
+) -> TrainState:
     """Initial (or `init.checkpoint`'s) weights and a fresh optimizer; sets the controller's starting cutoff.
 
     Cosine coefficients above the starting cutoff are set to 0: they begin to learn at their raise. Under a frozen
-    backbone the cutoff stays the one that it was saved with.
+    backbone the cutoff stays the one that it was saved with. On a mesh, every device makes its own part.
     """
-    params = init_params(config.model, config.seed)
+    shardings = None if mesh is None else shardings_of(abstract_state(config, tx, mesh))
     if config.init.checkpoint:
+        params = init_params(config.model, config.seed)
         params, saved_cutoff = load_weights(config.init.checkpoint, params, controller.rule.freq_bins)
         if config.objective.is_frozen and saved_cutoff is not None:
             controller.cutoff = saved_cutoff
@@ -134,9 +148,15 @@ def first_state(config: Config, controller: Controller, tx: optax.GradientTransf
                 coefficients_in_use=coefficients_in_use(params),
                 kernel_len=config.model.kernel_len,
             )
+        if shardings:
+            params = distribute(params, shardings.params)
+    else:
+        params = init_params(config.model, config.seed, shardings and shardings.params)
     if _masks_parameters(config) and not config.objective.is_frozen:
         mixer = params["blocks"]["mixer"]
         mixer["spectrum"] = mask_spectrum(mixer["spectrum"], low_pass_at(config, controller.cutoff))
+    if shardings:
+        return jax.jit(lambda params: new_state(config, params, tx), out_shardings=shardings)(params)
     return new_state(config, params, tx)
 
 
@@ -146,9 +166,19 @@ def _masks_parameters(config: Config) -> bool:
     return model.mixer == "convolution" and model.kernel_basis == "cosine" and config.curriculum.method == "cosine"
 
 
-def abstract_state(config: Config, tx: optax.GradientTransformationExtraArgs) -> TrainState:
-    """Shapes and dtypes of the state, nothing allocated."""
-    return jax.eval_shape(lambda params: new_state(config, params, tx), build(config.model)[1])
+def abstract_state(config: Config, tx: optax.GradientTransformationExtraArgs, mesh: Mesh | None = None) -> TrainState:
+    """Shapes and dtypes of the state, and on a mesh what lies where; nothing allocated."""
+    params = build(config.model)[1]
+    state = jax.eval_shape(lambda params: new_state(config, params, tx), params)
+    if mesh is None:
+        return state
+    shardings = state_shardings(state, params, mesh, config.mesh.fsdp_min_size)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+
+
+def shardings_of(state: TrainState) -> TrainState:
+    """What lies where of an abstract state on a mesh."""
+    return jax.tree.map(lambda s: s.sharding, state)
 
 
 def batch_stages(config: Config) -> BatchStages:
@@ -156,17 +186,29 @@ def batch_stages(config: Config) -> BatchStages:
     return BatchStages(config.train.accum_steps, config.train.batch_stages, config.total_steps)
 
 
-def step_arguments(config: Config, tx: optax.GradientTransformationExtraArgs, micro_batches: int) -> tuple[Any, ...]:
+def step_arguments(
+    config: Config, tx: optax.GradientTransformationExtraArgs, micro_batches: int, mesh: Mesh | None = None
+) -> tuple[Any, ...]:
     """Abstract arguments of a training step that accumulates so many micro-batches."""
     shape = (micro_batches, config.train.batch_size, config.model.seq_len + config.model.chunk)
-    return abstract_state(config, tx), jax.ShapeDtypeStruct(shape, np.uint8), *events(Answer())
+    windows = jax.ShapeDtypeStruct(shape, np.uint8, sharding=windows_sharding(mesh))
+    return abstract_state(config, tx, mesh), windows, *events(Answer())
 
 
-def build_compiler(config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs) -> StepCompiler:
+def windows_sharding(mesh: Mesh | None) -> NamedSharding | None:
+    """Of a step's windows [A, B, W]: every micro-batch is cut over all devices."""
+    return None if mesh is None else rows(mesh, axis=1)
+
+
+def build_compiler(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, mesh: Mesh | None = None
+) -> StepCompiler:
     """Compiles the run's steps, one per mask and number of micro-batches."""
 
     def lower(variant: StepVariant) -> jax.stages.Lowered:
-        step = make_train_step(config, graph, tx, variant.low_pass)
-        return step.lower(*step_arguments(config, tx, variant.micro_batches))
+        arguments = step_arguments(config, tx, variant.micro_batches, mesh)
+        step = make_train_step(config, graph, tx, variant.low_pass, mesh and shardings_of(arguments[0]))
+        with within(mesh):  # Here, since a background thread inherits no mesh.
+            return step.lower(*arguments)
 
     return StepCompiler(lower, config.model.kernel_len)

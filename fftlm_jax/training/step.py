@@ -23,6 +23,7 @@ from fftlm_jax.curriculum import Answer
 from fftlm_jax.model import Scores, objective_value, score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.optim import RadialStats, learning_rate_in_force, radial_statistics
+from fftlm_jax.parallel import constrain, replicated
 from fftlm_jax.spectral import LowPass
 
 
@@ -106,9 +107,18 @@ def _spectrum_update(updates: Params) -> jax.Array | None:
 
 
 def make_train_step(
-    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, low_pass: LowPass
+    config: Config,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformationExtraArgs,
+    low_pass: LowPass,
+    shardings: TrainState | None = None,
 ) -> TrainStep:
     """Builds the jitted step for one band limit.
+
+    Args:
+        config, graph, tx: of the run.
+        low_pass: the band limit.
+        shardings: of the state on a mesh of several devices, which must be in force where the step is traced.
 
     Returns:
         `step(state, windows, restart, pulse, reduce_by) -> (state, metrics)`, donating `state`. `windows` is uint8
@@ -133,6 +143,13 @@ def make_train_step(
         )
         return objective_loss(config, scores)
 
+    def laid_out(loss_and_grads: tuple) -> tuple:
+        """Gradients cut as their parameters are, so that no device ever holds them whole."""
+        if shardings is None:
+            return loss_and_grads
+        loss, grads = loss_and_grads
+        return loss, constrain(grads, trained(config, shardings.params))
+
     def train_step(
         state: TrainState, windows_ABW: jax.Array, restart: jax.Array, pulse: jax.Array, reduce_by: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
@@ -145,9 +162,9 @@ def make_train_step(
         def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
             windows_BW, key = inputs
             value_and_grads = jax.value_and_grad(micro_loss, has_aux=True)(learned, state.params, windows_BW, key)
-            return jax.tree.map(jnp.add, total, value_and_grads), None
+            return laid_out(jax.tree.map(jnp.add, total, value_and_grads)), None
 
-        zeros = ((jnp.zeros(()), (jnp.zeros(()), jnp.zeros(()))), jax.tree.map(jnp.zeros_like, learned))
+        zeros = laid_out(((jnp.zeros(()), (jnp.zeros(()), jnp.zeros(()))), jax.tree.map(jnp.zeros_like, learned)))
         if accum_steps == 1:
             totals, _ = micro_step(zeros, (windows_ABW[0], None if keys is None else keys[0]))
         else:
@@ -184,4 +201,6 @@ def make_train_step(
             _spectrum_update(updates),
         )
 
-    return jax.jit(train_step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(shardings.step.mesh)))

@@ -1,0 +1,95 @@
+"""Several processes that train one model: how they find each other, wait for each other, and agree.
+
+All run the same program on the same config. What a process knows alone (a signal, a failed save) is shared before
+anybody acts on it, or they would wait for each other forever.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from fftlm_jax.errors import UsageError
+from fftlm_jax.parallel.sharding import replicated, rows
+
+
+def join_processes(coordinator: str, processes: int, process_id: int, heartbeat: int) -> None:
+    """Joins the other processes of a run; does nothing for one process, or where that was done before.
+
+    Args:
+        coordinator: host:port of process 0; "auto" for what jax detects (Slurm, TPU pods); "" for one process.
+        processes, process_id: how many there are, and which this is, from 0; unused under "auto".
+        heartbeat: seconds of silence after which a process counts as dead.
+
+    Raises:
+        UsageError: if they do not find each other.
+    """
+    if not coordinator or jax.distributed.is_initialized():
+        return
+    # Its handler of SIGTERM would take the place of our own.
+    jax.config.update("jax_enable_preemption_service", False)
+    named = {} if coordinator == "auto" else dict(
+        coordinator_address=coordinator, num_processes=processes, process_id=process_id
+    )  # fmt: skip
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **named)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"config.distributed.coordinator: {coordinator}: {str(error).splitlines()[0]}") from error
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns once every process has come to this place; `what` names it in errors."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def together(*errors: type[Exception]) -> Iterator[None]:
+    """A block that all processes enter, and that succeeds in all of them or fails in each.
+
+    Raises:
+        OSError: where the block went well here, but in another process raised one of `errors`.
+    """
+    try:
+        yield
+    except errors:
+        _all_well(False)
+        raise
+    if not _all_well(True):
+        raise OSError("it failed in another process")
+
+
+def _all_well(well: bool) -> bool:
+    return well if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.asarray(well))))
+
+
+class StopTogether:
+    """Turns a signal that some process caught into one step after which all of them stop.
+
+    With several processes every step is followed by a maximum over their signals, which is read after the next one: by
+    then it is there, and nobody waits. With one process the signal is taken at once.
+    """
+
+    def __init__(self, mesh: Mesh | None) -> None:
+        self._mesh = mesh if jax.process_count() > 1 else None
+        self._asked: jax.Array | None = None
+        if self._mesh is not None:
+            self._maximum = jax.jit(jnp.max, out_shardings=replicated(self._mesh))
+
+    def signal(self, caught: int | None) -> int | None:
+        """The number of the signal to stop for, or None; to be called once a step, with what this process caught."""
+        if self._mesh is None:
+            return caught
+        asked, mesh = self._asked, self._mesh
+        mine = np.full(mesh.size, caught or 0, np.int32)
+        self._asked = self._maximum(jax.make_array_from_callback(mine.shape, rows(mesh), lambda index: mine[index]))
+        return None if asked is None else int(asked) or None
