@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as retention
 from fftlm_jax import faults
 from fftlm_jax.array_names import by_name, misfits
 from fftlm_jax.errors import CheckpointError, NonFiniteError, SaveError
+from fftlm_jax.parallel import is_first_process, together
 from fftlm_jax.training.finite import nonfinite_arrays
 from fftlm_jax.training.manifest import MANIFEST, is_step_name, manifest_fault, step_numbers, write_manifest
 
@@ -62,7 +63,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
 
     def save(self, step: int, arrays: Any, host: dict[str, Any], bpb: float | None = None) -> None:
-        """Saves and commits one step; returns once it is complete on disk.
+        """Saves and commits one step; returns once it is complete on disk. Several processes must call it together.
 
         Args:
             step: updates done.
@@ -81,25 +82,30 @@ class Checkpoints:
             )
         try:
             if self._manager is None:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                self._delete_temporary()
-                self._make_way()
+                with together(OSError, SaveError):
+                    if is_first_process():
+                        self.directory.mkdir(parents=True, exist_ok=True)
+                        self._delete_temporary()
+                        self._make_way()
                 self._manager = ocp.CheckpointManager(self.directory, options=self._options)
             faults.point("before_arrays", step)
             items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
             metrics = None if bpb is None else {"bpb": bpb}
-            saved = self._manager.save(step, args=items, metrics=metrics, force=True)
+            with together(OSError, ValueError):
+                saved = self._manager.save(step, args=items, metrics=metrics, force=True)
             faults.point("after_arrays", step)
-            if saved:
-                faults.point("before_manifest", step)
-                write_manifest(self.directory / str(step))
-                faults.point("after_manifest", step)
+            with together(OSError, SaveError):
+                if saved and is_first_process():
+                    faults.point("before_manifest", step)
+                    write_manifest(self.directory / str(step))
+                    faults.point("after_manifest", step)
         except (OSError, ValueError, SaveError) as error:
             self._forget_unfinished(step)
             raise SaveError(f"{self.directory}: step {step} could not be saved ({_first_line(error)}).") from error
         if not saved:
             raise SaveError(f"{self.directory}: orbax refused to save step {step}; is a newer step in the folder?")
-        self._delete_old()
+        if is_first_process():
+            self._delete_old()
 
     def _delete_old(self) -> None:
         """Deletes all steps but the last and the best; those that cannot be deleted now stay for the next save."""
@@ -130,6 +136,8 @@ class Checkpoints:
             with contextlib.suppress(OSError, ValueError):
                 self._manager.close()
             self._manager = None
+        if not is_first_process():
+            return
         self._delete_temporary()
         if not (self.directory / str(step) / MANIFEST).exists():
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
@@ -174,6 +182,8 @@ class Checkpoints:
         return Restored(arrays, read_host(directory), step)
 
     def _set_aside(self, why: dict[int, str]) -> None:
+        if not is_first_process():
+            return  # All find the same faults; one moves them.
         for step, fault in why.items():
             try:
                 self.quarantine.mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from fftlm_jax.data import Prefetcher, TrainingWindows
 from fftlm_jax.errors import CheckpointError, Interrupted, SaveError
 from fftlm_jax.model import build
 from fftlm_jax.optim import learning_rate_in_force
+from fftlm_jax.parallel import StopTogether, distribute, is_first_process, join_processes, wait_for_all
 from fftlm_jax.training import setup
 from fftlm_jax.training.checkpoint import Checkpoints, Restored
 from fftlm_jax.training.compiler import StepVariant
@@ -31,6 +32,7 @@ from fftlm_jax.training.progress import Progress
 from fftlm_jax.training.recorder import Recorder
 from fftlm_jax.training.resume import changes_of, refuse_changes, require_same_corpus
 from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.training.silent import SilentRecorder
 from fftlm_jax.training.step import StepMetrics, TrainState, events
 
 
@@ -60,9 +62,12 @@ def _run(
 ) -> dict[str, Any]:
     begun = directory.read_config() if directory.has_config and not overwrite else None
     config = setup.config_of(values, begun)
+    d = config.distributed
+    join_processes(d.coordinator, d.processes, d.process_id, d.heartbeat)  # Before anything touches a device.
     run = TrainingRun(config, directory, overwrite, interrupts, stack)
     if run.first_step >= config.total_steps:
-        print(f"already finished: {run.first_step} steps are done, in {directory.root}")
+        if run.writes:
+            print(f"already finished: {run.first_step} steps are done, in {directory.root}")
         return run.result()
     run.open_for_writing(stack)
     return run.train()
@@ -70,6 +75,8 @@ def _run(
 
 class TrainingRun:
     """One run under way: its parts, its state, and one method per thing that happens to it.
+
+    Of several processes the first one writes; all of them decide, from the same numbers, and so decide the same.
 
     Building one checks everything, locks the run directory and restores the newest checkpoint, but changes nothing that
     a run left on disk; `open_for_writing` does.
@@ -79,6 +86,7 @@ class TrainingRun:
         self, config: Config, directory: RunDirectory, overwrite: bool, interrupts: Interrupts, stack: ExitStack
     ) -> None:
         self.config, self.directory, self.interrupts = config, directory, interrupts
+        self.writes = is_first_process()
         if not overwrite:
             directory.require_usable(config.resume.mode)
             if directory.has_config:
@@ -87,34 +95,42 @@ class TrainingRun:
         model, keep = config.model, config.checkpoint
         self.batch_stages = setup.batch_stages(config)
         self.windows = TrainingWindows(self.corpus.train, model.seq_len, model.chunk, config.seed)
-        self.moved_to = directory.move_aside() if overwrite else None
-        directory.acquire()
-        stack.callback(directory.release)
+        wait_for_all("the run directory is looked at")
+        self.moved_to = directory.move_aside() if overwrite and self.writes else None
+        if self.writes:
+            directory.acquire()
+            stack.callback(directory.release)
+        wait_for_all("the run directory is ready")
 
-        self.tx = setup.build_optimizer_of(config)
+        self.mesh = setup.build_mesh(config)
+        self.tx = setup.build_optimizer_of(config, self.mesh)
         self.graph, _ = build(config.model)
         self.controller: Controller = setup.build_controller(config)
         self.checkpoints = Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)
         stack.callback(self.checkpoints.close)
         self.failed_saves = 0  # In a row.
         self.progress = Progress()
-        self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx))
+        self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx, self.mesh))
         self.first_step = self.restored.step if self.restored else 0
         self.state = self._restored_state(self.restored) if self.restored else self._fresh_state()
         self.lr = float(learning_rate_in_force(self.state.opt_state))
         self.pending: tuple[int, StepMetrics, Raise | None, Spike | None] | None = None
-        self.held_out = HeldOut(config, self.graph, self.corpus.held_out)
+        self.held_out = HeldOut(config, self.graph, self.corpus.held_out, self.mesh)
         self.lap = time.perf_counter()
 
     def open_for_writing(self, stack: ExitStack) -> None:
         """Brings the run directory to the state of the first step, and opens the logs and the compiler."""
         host = self.restored.host if self.restored else {"metrics_bytes": 0, "samples_bytes": 0}
-        self.directory.write_config(to_dict(self.config))
-        environment_changes = self.directory.write_env()
-        sizes = (host["metrics_bytes"], host["samples_bytes"])
-        self.recorder = Recorder(self.config, self.directory, sizes, self.first_step)
-        stack.callback(self.recorder.close)
-        self.compiler = stack.enter_context(setup.build_compiler(self.config, self.graph, self.tx))
+        environment_changes = {}
+        if self.writes:
+            self.directory.write_config(to_dict(self.config))
+            environment_changes = self.directory.write_env()
+            sizes = (host["metrics_bytes"], host["samples_bytes"])
+            self.recorder = Recorder(self.config, self.directory, sizes, self.first_step)
+            stack.callback(self.recorder.close)
+        else:
+            self.recorder = SilentRecorder()
+        self.compiler = stack.enter_context(setup.build_compiler(self.config, self.graph, self.tx, self.mesh))
         if self.moved_to:
             self.recorder.console.say(f"the old run was moved to {self.moved_to.name}")
         for note in (*self.directory.notes, *self.checkpoints.notes):
@@ -131,8 +147,9 @@ class TrainingRun:
             batches = Prefetcher(self._batch, self.first_step)
             stack.callback(batches.close)
             profiler = stack.enter_context(ProfilerWindow(config.profile, self.directory.profile))
+            stopping = StopTogether(self.mesh)
             self._compile(self.first_step)
-            if self.interrupts.requested:
+            if stopping.signal(self.interrupts.requested):
                 raise Interrupted("stopped before the first step; nothing was lost", self.interrupts.requested)
             self.recorder.console.start_progress(self.first_step, total)
             for step in range(self.first_step, total):
@@ -141,7 +158,7 @@ class TrainingRun:
                 profiler.before(step, self.state)
                 self._dispatch(step, batches.next(), raised, spike)
                 done = step + 1
-                stop, is_last = self.interrupts.requested, done == total
+                stop, is_last = stopping.signal(self.interrupts.requested), done == total
                 evaluated = is_last or done % config.eval.every == 0
                 is_best = self._evaluate(done) if evaluated else False
                 if done % config.train.steps_per_epoch == 0:
@@ -170,7 +187,7 @@ class TrainingRun:
             raise CheckpointError(
                 f"resume.mode=must: {self.directory.root} holds no whole checkpoint; drop the option to start over."
             )
-        return setup.first_state(self.config, self.controller, self.tx)
+        return setup.first_state(self.config, self.controller, self.tx, self.mesh)
 
     def _restored_state(self, restored: Restored) -> TrainState:
         host = restored.host
@@ -181,7 +198,8 @@ class TrainingRun:
         return restored.arrays
 
     def _batch(self, step: int) -> Any:
-        return self.windows.batch(*self._windows_of(step), self.config.train.batch_size)
+        windows = self.windows.batch(*self._windows_of(step), self.config.train.batch_size)
+        return windows if self.mesh is None else distribute(windows, setup.windows_sharding(self.mesh))
 
     def _windows_of(self, step: int) -> tuple[int, int]:
         """The number of a step's first window, and its micro-batches."""
