@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     model.memory_piece = 16  # Bytes whose spectrum the memory takes in at a time.
     model.conv_method = "auto"  # auto, toeplitz, fft or direct: equal to round-off.
     model.dropout = 0.0  # On both branches of every block.
+    model.remat = "none"  # blocks: keep none of their inner results for the backward pass, which computes them again.
     model.dtype = "float32"  # Of the matrix products; weights and losses are always float32. Or bfloat16.
 
     c.objective = objective = ConfigDict()

@@ -28,6 +28,7 @@ class ModelConfig:
     memory_piece: int = key(at_least(2))
     conv_method: str = key(one_of("auto", "direct", "fft", "toeplitz"))
     dropout: float = key(from_zero_below(1))
+    remat: str = key(one_of("none", "blocks"))
     dtype: str = key(one_of("float32", "bfloat16"))
 
 

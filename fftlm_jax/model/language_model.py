@@ -61,7 +61,8 @@ class LanguageModel(nnx.Module):
 
         # Unrolled on CPU, where a rolled loop's backward pass takes twice as long; rolled where compile time matters.
         unroll = self.config.n_layers if jax.default_backend() == "cpu" else 1
-        x_BTD, _ = jax.lax.scan(regathering(layer), x_BTD, (layers, keys), unroll=unroll)
+        layer = jax.checkpoint(layer) if self.config.remat == "blocks" else regathering(layer)
+        x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, keys), unroll=unroll)
         hidden_BTD = self.final_norm(x_BTD).astype(dtype)
         return hidden_BTD if self.config.memory == "none" else hidden_BTD + self.memory(bytes_BT)
 

@@ -38,11 +38,15 @@ def dry_run(values: Mapping[str, Any]) -> None:
     flops = (compiled.run.cost_analysis() or {}).get("flops", float("nan"))
     memory = compiled.run.memory_analysis()
     t = config.train
+    devices = 1 if mesh is None else mesh.size
+    flops *= devices  # The compiler counts those of one device.
     step_bytes = micro_batches * t.batch_size * config.model.seq_len
     print(
         f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, about {flops * micro_batches / 1e9:,.0f} GFLOP "
         f"({micro_batches} x {flops / 1e9:,.1f}, the compiler's count of a micro-batch)"
     )
+    if devices > 1:
+        print(f"on {devices} devices: {dict(mesh.shape)}; memory is that of each")
     if memory is not None:
         print(
             f"memory: {memory.argument_size_in_bytes / 2**20:,.0f} MiB of state and data (updated in place), "

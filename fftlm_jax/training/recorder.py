@@ -19,6 +19,7 @@ from fftlm_jax.training.radial_record import radial_record
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.samples import read_samples, sample_entry
 from fftlm_jax.training.step import StepMetrics, trained
+from fftlm_jax.training.utilisation import utilisation
 from fftlm_jax.training.watch import Watch
 
 _RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
@@ -38,6 +39,7 @@ class Recorder:
         self.config = config
         self.directory = directory
         self.first_step = first_step
+        self._params: Any = None  # Abstract, from `started` on.
         self.console = Console(directory.log)
         self.tolerance = self.console.tolerance
         self.log = MetricsLog(directory.metrics, directory.tensorboard, sizes[0], first_step, self.tolerance)
@@ -61,6 +63,7 @@ class Recorder:
 
     def started(self, corpus: Corpus, params: Any, resumed: bool, cutoff: int) -> None:
         """The first lines of a run."""
+        self._params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params)
         self.console.say(corpus.description)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
@@ -101,6 +104,9 @@ class Recorder:
         if self.config.objective.has_chunks:
             values |= {"next_byte_loss": float(metrics.next_byte_loss), "chunk_loss": float(metrics.chunk_loss)}
         values["bytes_per_second"] = round(micro_batches * t.batch_size * model.seq_len / seconds)
+        mfu = utilisation(self.config, self._params, values["bytes_per_second"])
+        if mfu is not None:
+            values["mfu"] = round(mfu, 4)
         self.log.write("train", done, epoch=(done - 1) // t.steps_per_epoch, **values)
         self.console.advance(values["loss"])
         if done % t.log_every == 0:
@@ -109,6 +115,7 @@ class Recorder:
             self.console.say(
                 f"  step {(done - 1) % t.steps_per_epoch + 1}/{t.steps_per_epoch} loss={values['loss']:.3f} "
                 f"lr={lr:.1e} cutoff={cutoff} {values['bytes_per_second'] / 1000:.0f} kB/s"
+                + ("" if mfu is None else f" mfu={mfu:.1%}")
             )
 
     def _radial(self, done: int, metrics: StepMetrics) -> None:

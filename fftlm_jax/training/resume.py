@@ -8,7 +8,7 @@ from fftlm_jax.errors import CheckpointError
 # How a run is watched, not what it computes. Where a corpus lies is free too: its fingerprint is what must agree.
 _FREE = (
     *("eval.every", "eval.before_raise", "eval.batch_size", "checkpoint.", "sample.", "profile.", "resume."),
-    *("train.log_every", "data.source", "data.path", "compile_cache", "mesh.", "distributed."),
+    *("train.log_every", "data.source", "data.path", "compile_cache", "model.remat", "mesh.", "distributed."),
 )
 # A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
 _NEVER = (

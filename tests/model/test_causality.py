@@ -34,6 +34,7 @@ def model_config(**overrides) -> ModelConfig:
         memory_piece=16,
         conv_method="toeplitz",
         dropout=0.0,
+        remat="none",
         dtype="float32",
     )
     return dataclasses.replace(base, **overrides)

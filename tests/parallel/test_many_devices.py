@@ -1,0 +1,125 @@
+"""The step on eight simulated devices: what it computes, what it sends about, what lies where."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.parallel.eight_devices import CASES
+from tests.tiny import ROOT, tiny_values
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture(scope="module")
+def found():
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.parallel.eight_devices"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def dimensions(shape: str) -> list[int]:
+    """Of a shape as the compiler writes it, or of the last of a tuple of them."""
+    return [int(n) for n in re.findall(r"\[([\d,]*)\]", shape)[-1].split(",") if n]
+
+
+@pytest.mark.parametrize("name,like", (("fft", "one"), ("fsdp", "one"), ("muon_fsdp", "muon")))
+def test_it_learns_what_one_device_does(found, name, like):
+    assert found[name]["losses"] == pytest.approx(found[like]["losses"], rel=1e-5)
+    assert found[name]["bpb"] == pytest.approx(found[like]["bpb"], rel=1e-5)
+    assert found[name]["losses"][-1] < found[name]["losses"][0]
+
+
+def test_every_mesh_sees_the_same_windows_in_the_same_order(found):
+    assert len({found[name]["order"] for name in CASES}) == 1
+
+
+@pytest.mark.parametrize("name", ("fft", "toeplitz"))
+def test_data_parallel_steps_gather_nothing(found, name):
+    assert found[name]["gathered"] == [] and found[name]["moved"] == []
+    assert found[name]["reduced"] >= 1, "gradients are summed over devices"
+
+
+@pytest.mark.parametrize("name", ("fft", "fsdp"))
+def test_every_device_transforms_its_own_rows(found, name):
+    signals = [dimensions(s) for s in found[name]["ffts"] if len(dimensions(s)) == 4]
+    assert signals and all(shape[0] == 1 for shape in signals), "8 windows on 8 devices"
+    whole = [dimensions(s)[0] for s in found["one"]["ffts"] if len(dimensions(s)) == 4]
+    assert whole and set(whole) == {8}
+
+
+@pytest.mark.parametrize("name", ("fsdp", "muon", "muon_fsdp"))
+def test_only_parameters_are_gathered(found, name):
+    """A parameter, a layer's part of one, or a stack of matrices of its shape: never anything with a batch axis."""
+    assert found[name]["gathered"]
+    tails = {tuple(p[-2:]) for p in found[name]["parameters"] if len(p) >= 2}
+    for shape in map(dimensions, found[name]["gathered"]):
+        assert tuple(shape[-2:]) in tails, shape
+        assert math.prod(shape[:-2]) <= 16, "at most the padded stack"
+    assert found[name]["moved"] == []
+
+
+@pytest.mark.parametrize("name", ("muon", "muon_fsdp"))
+def test_polar_iterations_work_on_whole_matrices_of_their_own(found, name):
+    """6 matrices of 24 x 24 and 2 of either other shape, padded to 8 for 8 devices: one each, never rows of one."""
+    products = [dimensions(s) for s in found[name]["polar"]]
+    assert len(products) == 3 * 5 * 3, "three stacks, five iterations of three products"
+    for shape in products:
+        assert shape[-1] in (24, 36) and shape[-2] in (24, 36) and math.prod(shape[:-2]) == 1, shape
+
+
+def test_large_parameters_and_their_moments_are_cut(found):
+    where = found["fsdp"]["where"]
+    cut = [name for name, spec in where.items() if "fsdp" in spec]
+    assert "params/blocks/mlp/w_up/kernel" in cut and "params/head/kernel" in cut and "params/embed/embedding" in cut
+    assert sum(name.endswith("blocks/mlp/w_up/kernel") for name in cut) == 3, "with both moments"
+    assert {"params/blocks/mixer/gain", "step"} <= set(where) - set(cut)
+    assert found["fsdp"]["state_bytes"] < 0.35 * found["fft"]["state_bytes"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_state_is_updated_in_place_and_nothing_is_float64(found, name):
+    assert found[name]["aliased"] == found[name]["leaves"]
+    assert not found[name]["f64"]
+
+
+def test_checkpoints_move_between_1_8_and_2_devices(found):
+    assert len(found["moved"]) == 3 and all(found["moved"].values()), found["moved"]
+
+
+@pytest.mark.parametrize(
+    "overrides,sentence",
+    (
+        ({"mesh__data": 3}, "train.batch_size: 2 windows do not divide among 3 devices"),
+        ({"mesh__data": 0}, "mesh.data: must be at least 1, or -1"),
+        ({"distributed__processes": 2}, "distributed.coordinator: several processes need the host:port"),
+        ({"distributed__coordinator": "somewhere"}, "must be host:port, 'auto' or ''"),
+        ({"distributed__coordinator": "a:1", "distributed__process_id": 1}, "process_id: 1 is not below processes 1"),
+        ({"distributed__coordinator": "a:1", "task": "raft"}, "task 'raft' runs in one process"),
+    ),
+)
+def test_what_cannot_be_is_refused_in_one_sentence(overrides, sentence):
+    from fftlm_jax.config import read_config
+    from fftlm_jax.errors import ConfigError
+
+    with pytest.raises(ConfigError) as error:
+        read_config(tiny_values(**overrides))
+    assert any(sentence in fault for fault in error.value.faults), error.value.faults
+
+
+def test_devices_that_are_not_there_are_refused():
+    from fftlm_jax.errors import UsageError
+    from fftlm_jax.parallel import make_mesh
+
+    with pytest.raises(UsageError, match="data 2 x fsdp 2 devices, but there are 1"):
+        make_mesh(2, 2, 8)
+    with pytest.raises(UsageError, match="fsdp: 2 does not divide the 1 devices"):
+        make_mesh(-1, 2, 8)
+    assert make_mesh(-1, 1, 3) is None and make_mesh(1, 1, 3) is None
