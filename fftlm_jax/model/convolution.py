@@ -94,7 +94,8 @@ class ConvolutionMixer(nnx.Module):
         return project(self.w_in, z_BTD) if self.projections else z_BTD
 
     def _outputs(self, y_BTD: jax.Array, z_BTD: jax.Array) -> jax.Array:
-        y_BTD = y_BTD * self.gain[...].astype(y_BTD.dtype)
+        # In float32, as is then the gradient of the gain, a sum over all positions.
+        y_BTD = (y_BTD * self.gain[...]).astype(y_BTD.dtype)
         if not self.projections:
             return y_BTD
         return project(self.w_out, y_BTD * jax.nn.silu(project(self.w_gate, z_BTD)))

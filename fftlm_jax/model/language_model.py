@@ -59,9 +59,11 @@ class LanguageModel(nnx.Module):
             params, key = inputs
             return nnx.merge(graph, whole(params))(x, low_pass, key), None
 
-        # Unrolled on CPU, where a rolled loop's backward pass takes twice as long; rolled where compile time matters.
-        unroll = self.config.n_layers if jax.default_backend() == "cpu" else 1
-        layer = jax.checkpoint(layer) if self.config.remat == "blocks" else regathering(layer)
+        remat = self.config.remat == "blocks"
+        layer = jax.checkpoint(layer) if remat else regathering(layer)
+        # Unrolled on CPU, where a rolled loop's backward pass takes twice as long; rolled where compile time matters,
+        # and where blocks are to be computed again: unrolled, XLA's CPU backend would find both and keep the first.
+        unroll = self.config.n_layers if jax.default_backend() == "cpu" and not remat else 1
         x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, keys), unroll=unroll)
         hidden_BTD = self.final_norm(x_BTD).astype(dtype)
         return hidden_BTD if self.config.memory == "none" else hidden_BTD + self.memory(bytes_BT)

@@ -71,7 +71,9 @@ class SpectralMemory(nnx.Module):
             states_BNF = aligned_states(spectra_BNF, rho, jnp.pi * jnp.tanh(self.theta[...]))
         features = jnp.concatenate([states_BNF.real, states_BNF.imag], axis=-1)
         read_BND = project(self.w_read, jnp.pad(features, ((0, 0), (1, 0), (0, 0))))
-        return read_BND[:, pieces_done(bytes_BT.shape[1], self.piece)]
+        # Read in float32, so that the gradients of all readers of a state are added in it.
+        read_BTD = read_BND.astype(jnp.float32)[:, pieces_done(bytes_BT.shape[1], self.piece)]
+        return read_BTD.astype(read_BND.dtype)
 
     def empty_past(self, batch: int) -> MemoryPast:
         """Nothing heard yet."""

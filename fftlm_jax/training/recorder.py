@@ -39,7 +39,7 @@ class Recorder:
         self.config = config
         self.directory = directory
         self.first_step = first_step
-        self._params: Any = None  # Abstract, from `started` on.
+        self._mfu_of_a_byte: float | None = None  # The utilisation at one byte per second, once started and if known.
         self.console = Console(directory.log)
         self.tolerance = self.console.tolerance
         self.log = MetricsLog(directory.metrics, directory.tensorboard, sizes[0], first_step, self.tolerance)
@@ -63,7 +63,7 @@ class Recorder:
 
     def started(self, corpus: Corpus, params: Any, resumed: bool, cutoff: int) -> None:
         """The first lines of a run."""
-        self._params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params)
+        self._mfu_of_a_byte = utilisation(self.config, params, bytes_per_second=1.0)
         self.console.say(corpus.description)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
@@ -104,9 +104,8 @@ class Recorder:
         if self.config.objective.has_chunks:
             values |= {"next_byte_loss": float(metrics.next_byte_loss), "chunk_loss": float(metrics.chunk_loss)}
         values["bytes_per_second"] = round(micro_batches * t.batch_size * model.seq_len / seconds)
-        mfu = utilisation(self.config, self._params, values["bytes_per_second"])
-        if mfu is not None:
-            values["mfu"] = round(mfu, 4)
+        if self._mfu_of_a_byte is not None:
+            values["mfu"] = round(self._mfu_of_a_byte * values["bytes_per_second"], 4)
         self.log.write("train", done, epoch=(done - 1) // t.steps_per_epoch, **values)
         self.console.advance(values["loss"])
         if done % t.log_every == 0:
@@ -115,7 +114,7 @@ class Recorder:
             self.console.say(
                 f"  step {(done - 1) % t.steps_per_epoch + 1}/{t.steps_per_epoch} loss={values['loss']:.3f} "
                 f"lr={lr:.1e} cutoff={cutoff} {values['bytes_per_second'] / 1000:.0f} kB/s"
-                + ("" if mfu is None else f" mfu={mfu:.1%}")
+                + (f" mfu={values['mfu']:.1%}" if "mfu" in values else "")
             )
 
     def _radial(self, done: int, metrics: StepMetrics) -> None:
