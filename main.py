@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     """Runs the command line and returns the exit code of `fftlm_jax.errors`."""
     from fftlm_jax import compile_cache, faults
     from fftlm_jax.errors import RunError, UsageError
+    from fftlm_jax.untrusted import printable
 
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every save at INFO and WARNING.
     try:
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
         else:
             run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value)
     except RunError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -66,36 +66,12 @@ def _against_torch(rounds: int) -> list[Row]:
 
 
 def _torch_sides(u: jax.Array, kernel: jax.Array, dy: jax.Array) -> dict[str, tuple[Callable, Callable]]:
-    """PyTorch's ways, each spared the transposes that ours do: its inputs lie as it likes them, channel-major."""
     try:
-        import torch
-
-        from experiments import torch_peers
+        from experiments.torch_peers import convolution_sides
     except ImportError:
         print("no PyTorch here (pip install -e '.[bench]'): its sides are left out")
         return {}
-    import numpy as np
-
-    channel_major = lambda x: torch.from_numpy(np.array(x.swapaxes(1, 2)))  # noqa: E731
-    u_BDT, dy_BDT = channel_major(u).requires_grad_(), channel_major(dy)
-    kernel_HK = torch.from_numpy(np.array(kernel)).requires_grad_()
-    sides = {}
-    for name, convolve in torch_peers.METHODS.items():
-
-        def run(convolve: Callable = convolve) -> Any:
-            return convolve(u_BDT, kernel_HK.repeat_interleave(u_BDT.shape[1] // kernel_HK.shape[0], dim=0))
-
-        def forward(run: Callable = run) -> Any:
-            with torch.no_grad():
-                return run()
-
-        def both(run: Callable = run) -> Any:
-            return torch.autograd.grad(run(), (u_BDT, kernel_HK), dy_BDT)
-
-        ours = np.asarray(causal_convolve(u, kernel, "fft").swapaxes(1, 2))
-        np.testing.assert_allclose(forward().numpy(), ours, atol=1e-3)
-        sides[name] = (forward, both)
-    return sides
+    return convolution_sides(u, kernel, dy)
 
 
 def _memory() -> list[Row]:

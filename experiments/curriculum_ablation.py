@@ -11,6 +11,7 @@ cutoff writes, and a picture.
 """
 
 import argparse
+import ast
 import json
 import statistics
 import sys
@@ -71,7 +72,7 @@ def config_of(overrides: Overrides) -> Config:
     values = curriculum_trial.get_config()
     for key, value in overrides.items():
         is_tuple = isinstance(value, str) and value.startswith("(")
-        values.update_from_flattened_dict({key: eval(value) if is_tuple else value})
+        values.update_from_flattened_dict({key: ast.literal_eval(value) if is_tuple else value})
     return read_config(values)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fftlm_jax.config import Config, ModelConfig
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.spectral import fast_fft_length, kernel_taps
+from fftlm_jax.spectral import causal_convolve, fast_fft_length, kernel_taps
 from fftlm_jax.training import setup
 
 Convolution = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -36,6 +36,37 @@ def convolve_depthwise(u_BDT: torch.Tensor, kernel_DK: torch.Tensor) -> torch.Te
 
 
 METHODS: dict[str, Convolution] = {"torch.fft": convolve_fft, "conv1d": convolve_depthwise}
+
+
+def convolution_sides(u: jax.Array, kernel: jax.Array, dy: jax.Array) -> dict[str, tuple[Callable, Callable]]:
+    """By method, calls for forward and for forward and backward of one convolution, checked to give our values.
+
+    They are spared the transposes that ours do: their operands lie as PyTorch likes them, channel-major.
+
+    Args:
+        u, dy: inputs and the outputs' gradient, [B, T, D].
+        kernel: taps [H, K].
+    """
+    u_BDT, dy_BDT = (torch.from_numpy(np.array(x.swapaxes(1, 2))) for x in (u, dy))
+    u_BDT.requires_grad_()
+    kernel_HK = torch.from_numpy(np.array(kernel)).requires_grad_()
+    ours = np.asarray(causal_convolve(u, kernel, "fft").swapaxes(1, 2))
+    sides = {}
+    for name, convolve in METHODS.items():
+
+        def run(convolve: Convolution = convolve) -> torch.Tensor:
+            return convolve(u_BDT, kernel_HK.repeat_interleave(u_BDT.shape[1] // kernel_HK.shape[0], dim=0))
+
+        def forward(run: Callable = run) -> torch.Tensor:
+            with torch.no_grad():
+                return run()
+
+        def both(run: Callable = run) -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(run(), (u_BDT, kernel_HK), dy_BDT)
+
+        np.testing.assert_allclose(forward().numpy(), ours, atol=1e-3)
+        sides[name] = (forward, both)
+    return sides
 
 
 class Block(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from absl import logging
 
 from fftlm_jax.errors import RunError
+from fftlm_jax.untrusted import printable
 
 
 def run_command(action: Callable[[], None]) -> int:
@@ -16,7 +17,7 @@ def run_command(action: Callable[[], None]) -> int:
         action()
         sys.stdout.flush()
     except RunError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever reads, such as `head`, has seen enough. The interpreter must not try to flush the rest at exit.

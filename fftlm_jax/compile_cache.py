@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 OFF, AUTO = "", "auto"
-_LARGEST_BYTES = 2**30  # Beyond this the oldest entries go.
+_LARGEST_BYTES = 2**28  # Beyond this the oldest entries go: all are read when a process starts.
 _SHORTEST_SECONDS = 0.5  # Compilations that take less are not worth a file.
 
 

@@ -31,6 +31,11 @@ from fftlm_jax.config_sections import (
     TrainConfig,
 )
 from fftlm_jax.errors import ConfigError
+from fftlm_jax.untrusted import shown, shown_name
+
+_MOST_UNKNOWN = 20  # Unknown keys of a section that are named.
+_MOST_FAULTS = 50  # That are told at once.
+_LONGEST_TUPLE = 2**16  # Entries.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +88,7 @@ def read_config(values: Mapping[str, Any], *, with_data: bool = True) -> Config:
     sections = _read_keys(Config, values, "", faults)
     faults += faults_between_keys(sections, with_data)
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(_the_first(faults))
     return Config(**sections)
 
 
@@ -99,7 +104,7 @@ def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
     model = _read_section(ModelConfig, values, "model.", faults)
     faults += faults_between_keys({"model": model})
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(_the_first(faults))
     return model
 
 
@@ -130,12 +135,17 @@ def _read_section(cls: type, values: Any, path: str, faults: list[str]) -> Any:
 def _read_keys(cls: type, values: Any, path: str, faults: list[str]) -> dict[str, Any]:
     """The keys of a section that are there, None for those that are wrong; adds to `faults`."""
     if not isinstance(values, Mapping) and not hasattr(values, "items"):
-        faults.append(f"config.{path.rstrip('.')}: must be a section of keys, not {values!r}; set its keys one by one.")
+        faults.append(
+            f"config.{path.rstrip('.')}: must be a section of keys, not {shown(values)}; set its keys one by one."
+        )
         return {}
     hints, given, known = typing.get_type_hints(cls), dict(values.items()), {f.name: f for f in dataclasses.fields(cls)}
-    for name in given:
-        if name not in known:
-            faults.append(f"config.{path}{name}: there is no such key{nearest(name, known)}; see configs/aligned.py.")
+    unknown = [name for name in given if name not in known]
+    for name in unknown[:_MOST_UNKNOWN]:
+        close = nearest(str(name), known)
+        faults.append(f"config.{path}{shown_name(name)}: there is no such key{close}; see configs/aligned.py.")
+    if len(unknown) > _MOST_UNKNOWN:
+        faults.append(f"config.{path.rstrip('.') or 'root'}: {len(unknown) - _MOST_UNKNOWN} more keys are unknown.")
     missing = [name for name in known if name not in given]
     if missing:
         faults.append(
@@ -158,20 +168,35 @@ def _read_value(value: Any, hint: Any, checks: tuple[Check, ...], name: str, fau
     if isinstance(value, list) and tuple in wanted:
         value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
     if isinstance(value, int) and not isinstance(value, bool) and float in wanted and int not in wanted:
-        value = float(value)
+        value = _as_float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         names = " or ".join(t.__name__ for t in wanted)
-        faults.append(f"{name}: must be {names}, not {value!r} ({type(value).__name__}).")
+        faults.append(f"{name}: must be {names}, not {shown(value)} ({type(value).__name__}).")
         return None
     if isinstance(value, float) and not math.isfinite(value):
         faults.append(f"{name}: must be finite, not {value}.")
         return None
+    if isinstance(value, tuple) and len(value) > _LONGEST_TUPLE:
+        faults.append(f"{name}: must have at most {_LONGEST_TUPLE} entries, not {len(value)}.")
+        return None
     for check in checks:
         fault = check(value)
         if fault:
-            faults.append(f"{name}: {fault}, not {value!r}.")
+            faults.append(f"{name}: {fault}, not {shown(value)}.")
             return None
     return value
+
+
+def _the_first(faults: list[str]) -> list[str]:
+    more = len(faults) - _MOST_FAULTS
+    return faults if more <= 0 else [*faults[:_MOST_FAULTS], f"And {more} more faults like these."]
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _as_lists(value: Any) -> Any:

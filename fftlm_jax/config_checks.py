@@ -7,9 +7,15 @@ from typing import Any
 
 Check = Callable[[Any], str | None]
 
+_LONGEST_NAME = 60  # Characters; comparing takes their square.
+
 
 def at_least(low: float) -> Check:
     return lambda v: None if v >= low else f"must be at least {low}"
+
+
+def at_most(high: float) -> Check:
+    return lambda v: None if v <= high else f"must be at most {high}"
 
 
 def above(low: float) -> Check:
@@ -42,5 +48,7 @@ def key(*checks: Check) -> Any:
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """A question after the option most like `name`, or nothing."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     close = difflib.get_close_matches(name, list(options), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

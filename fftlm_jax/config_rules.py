@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from fftlm_jax import config_rules_size as size
 from fftlm_jax import cutoff as units
 from fftlm_jax.config import Config, rule_in_force
 from fftlm_jax.config_rules_raft import raft_faults
+from fftlm_jax.untrusted import shown
 
 
 def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> list[str]:
@@ -25,6 +27,9 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
     config, config_task = SimpleNamespace(**sections), sections.get("task")
     rules = (
         (_model, ("model",)),
+        (size.model_size, ("model",)),
+        (size.batch_size, ("model", "train", "eval")),
+        (size.steps, ("train",)),
         (_mixer, ("model", "objective", "curriculum")),
         (_ladder, ("model", "objective", "curriculum")),
         (_curriculum, ("model", "curriculum")),
@@ -94,7 +99,8 @@ def _ladder(config: Config) -> Iterator[str]:
     if not c.ladder:
         yield "config.curriculum.ladder: is empty; write at least ('full',)."
     elif not broken and any(b <= a for a, b in zip(rungs, rungs[1:])):
-        yield f"config.curriculum.ladder: {c.ladder} is {tuple(rungs)} bins, which do not increase; sort its rungs."
+        bins = shown(tuple(rungs))
+        yield f"config.curriculum.ladder: {shown(c.ladder)} is {bins} bins, which do not increase; sort its rungs."
     if c.initial != "first":
         try:
             initial = units.cutoff_in_bins(c.initial, seq_len)
@@ -125,7 +131,7 @@ def _curriculum(config: Config) -> Iterator[str]:
             previous = (epoch, bins)
         except (TypeError, ValueError) as error:
             if c.rule == "schedule":
-                yield f"config.curriculum.schedule: row {row!r} is not (epoch, cutoff): {error}."
+                yield f"config.curriculum.schedule: row {shown(row)} is not (epoch, cutoff): {error}."
 
 
 def _stages(config: Config) -> Iterator[str]:
@@ -137,17 +143,17 @@ def _stages(config: Config) -> Iterator[str]:
     used = 0
     for i, stage in enumerate(stages):
         if not (isinstance(stage, tuple) and len(stage) == 3):
-            yield f"config.lr.stages: {stage!r} is not (epochs or 'rest', peak, floor)."
+            yield f"config.lr.stages: {shown(stage)} is not (epochs or 'rest', peak, floor)."
             return
         length, peak, floor = stage
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (peak, floor))
         if not numbers or not 0 <= floor <= peak or peak <= 0 or peak == float("inf"):
-            yield f"config.lr.stages: {stage!r} needs numbers 0 <= floor <= peak, 0 < peak."
+            yield f"config.lr.stages: {shown(stage)} needs numbers 0 <= floor <= peak, 0 < peak."
         if length == "rest":
             if i != len(stages) - 1:
                 yield "config.lr.stages: only the last stage may be 'rest'."
         elif isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            yield f"config.lr.stages: {stage!r} must last a whole number of epochs, at least 1, or 'rest'."
+            yield f"config.lr.stages: {shown(stage)} must last a whole number of epochs, at least 1, or 'rest'."
             return
         else:
             used += length
@@ -163,7 +169,7 @@ def _batch_stages(config: Config) -> Iterator[str]:
     stages, steps = config.train.batch_stages, config.train.steps_per_epoch * config.train.epochs
     whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in stages)
     if not stages or not whole:
-        yield f"config.train.batch_stages: {stages!r} must be whole numbers of at least 1, such as (1, 2, 3)."
+        yield f"config.train.batch_stages: {shown(stages)} must be whole numbers of at least 1, such as (1, 2, 3)."
     elif len(stages) > steps:
         yield f"config.train.batch_stages: {len(stages)} stages do not fit into {steps} steps; write fewer."
     elif len(set(stages)) > 1 and config.lr.schedule == "cooldown" and len(stages) != len(config.lr.multipliers):
@@ -177,7 +183,7 @@ def _cooldown(config: Config) -> Iterator[str]:
     lr = config.lr
     bad = [v for v in lr.multipliers if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < 1e6]
     if bad or not lr.multipliers:
-        yield f"config.lr.multipliers: {lr.multipliers!r} must be one or more numbers above 0."
+        yield f"config.lr.multipliers: {shown(lr.multipliers)} must be one or more numbers above 0."
     raises = rule_in_force(config.curriculum, config.objective) != "none"
     if lr.schedule == "cooldown" and raises and (lr.restart != "none" or lr.factor != 1.0):
         yield (
@@ -199,7 +205,7 @@ def _muon(config: Config) -> Iterator[str]:
     span = o.spectral_span
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in span)
     if len(span) != 2 or not numbers or not 0 <= span[0] < span[1] <= 1:
-        yield f"config.optim.spectral_span: {span!r} is not (start, end) with 0 <= start < end <= 1."
+        yield f"config.optim.spectral_span: {shown(span)} is not (start, end) with 0 <= start < end <= 1."
 
 
 def _spectral_lr_by_group(rows: tuple, mixer: str) -> Iterator[str]:
@@ -210,8 +216,8 @@ def _spectral_lr_by_group(rows: tuple, mixer: str) -> Iterator[str]:
         number = row[1] if is_pair else None
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             yield (
-                f"config.optim.spectral_lr: {row!r} is not (group, number); the groups of this model, each once, are "
-                f"{' and '.join(groups)}, as in (('{groups[0]}', 0.05), ('mlp', 0.15))."
+                f"config.optim.spectral_lr: {shown(row)} is not (group, number); the groups of this model, each once, "
+                f"are {' and '.join(groups)}, as in (('{groups[0]}', 0.05), ('mlp', 0.15))."
             )
         else:
             seen.append(row[0])
@@ -248,6 +254,7 @@ def _data(config: Config) -> Iterator[str]:
         yield "config.data.path: source 'files' needs a file, a folder or a glob."
     expanded = os.path.expanduser(path)
     if path and not os.path.exists(expanded) and not glob.glob(expanded, recursive=True):
+        path = path if path.isprintable() else shown(path)
         yield f"config.data.path: {path} does not exist and matches no file as a glob; name a file, a folder or a glob."
 
 
@@ -273,7 +280,7 @@ def _resume(config: Config) -> Iterator[str]:
             known |= {f"{name}.{field.name}" for field in dataclasses.fields(section)}
     for entry in config.resume.allow:
         if entry not in known:
-            yield f"config.resume.allow: {entry!r} is no key or section; see configs/aligned.py."
+            yield f"config.resume.allow: {shown(entry)} is no key or section; see configs/aligned.py."
 
 
 def _mesh(config: Config) -> Iterator[str]:

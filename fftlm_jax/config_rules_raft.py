@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from fftlm_jax.untrusted import shown
+
 
 def raft_faults(config: Any) -> Iterator[str]:
     """Every sentence about a config of task "raft" that cannot run."""
@@ -33,12 +35,12 @@ def _base(config: Any) -> Iterator[str]:
 def _training(config: Any) -> Iterator[str]:
     raft = config.raft
     if not raft.lora_targets or not all(isinstance(name, str) for name in raft.lora_targets):
-        yield f"config.raft.lora_targets: {raft.lora_targets!r} must name matrices, such as ('w_in', 'w_out')."
+        yield f"config.raft.lora_targets: {shown(raft.lora_targets)} must name matrices, such as ('w_in', 'w_out')."
     if raft.max_epochs < raft.epochs:
         yield f"config.raft.max_epochs: {raft.max_epochs} is less than epochs {raft.epochs}; raise it."
     budgets = raft.budget if isinstance(raft.budget, tuple) else (raft.budget,)
     if not budgets or not all(isinstance(b, int) and not isinstance(b, bool) and b >= 0 for b in budgets):
-        yield f"config.raft.budget: {raft.budget!r} must be a whole number of at least 0, or one per cycle."
+        yield f"config.raft.budget: {shown(raft.budget)} must be a whole number of at least 0, or one per cycle."
     if raft.reversed_answer and raft.task != "add":
         yield f"config.raft.reversed_answer: is for task 'add', not for {raft.task!r}; set it to False."
     if raft.temperature == 0 and raft.samples > 1:
@@ -50,7 +52,7 @@ def _training(config: Any) -> Iterator[str]:
 def _schedule(raft: Any) -> Iterator[str]:
     bad = [rate for rate in raft.lr_rates if not _is_rate(rate)]
     if bad:
-        yield f"config.raft.lr_rates: {bad[0]!r} is no learning rate; write numbers above 0."
+        yield f"config.raft.lr_rates: {shown(bad[0])} is no learning rate; write numbers above 0."
     if raft.lr == "manual" and not raft.lr_rates:
         yield "config.raft.lr_rates: is empty; raft.lr 'manual' needs the rates of the first cycles."
     if raft.lr_rates and raft.lr != "manual":

@@ -5,6 +5,8 @@ fraction `c / (seq_len / 2)` of the Nyquist frequency. Pure Python, so that the 
 and the jitted step share one definition.
 """
 
+from fftlm_jax.untrusted import shown
+
 
 def freq_bins(seq_len: int) -> int:
     """Number of rfft bins of a window of `seq_len` bytes; as a cutoff: no filter."""
@@ -41,7 +43,9 @@ def cutoff_in_bins(cutoff: int | float | str, seq_len: int) -> int:
     if cutoff == "full":
         return bins
     if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
-        raise ValueError(f"{cutoff!r} is no cutoff: write bins (an int), a fraction of Nyquist (a float) or 'full'")
+        raise ValueError(
+            f"{shown(cutoff)} is no cutoff: write bins (an int), a fraction of Nyquist (a float) or 'full'"
+        )
     if isinstance(cutoff, float):
         if not 0.0 < cutoff <= 1.0:
             raise ValueError(f"{cutoff} is no fraction of Nyquist: it must lie in (0, 1]; bins are written as an int")

@@ -27,11 +27,13 @@ from flax import nnx
 
 from fftlm_jax.array_names import by_name, misfits
 from fftlm_jax.config import ModelConfig, read_model_config
+from fftlm_jax.config_rules_size import parameter_count, require_room
 from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.errors import CheckpointError, ConfigError, SaveError, UsageError
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
+from fftlm_jax.untrusted import read_json
 
 WEIGHTS, CONFIG, README, PROGRAM = "model.safetensors", "config.json", "README.md", "forward.stablehlo"
 
@@ -78,11 +80,9 @@ def load_exported(folder: str | Path) -> tuple[ExportedConfig, Params]:
         tensors = safetensors.load_file(file)
     except Exception as error:  # The reader's own, and those of whatever a damaged header makes it do.
         raise CheckpointError(f"{file} cannot be read ({error}).") from None
-    m, held = config.model, sum(tensor.size for tensor in tensors.values())
-    if m.mixer == "convolution" and m.n_layers * m.conv_heads * m.kernel_len > held:
-        # Said before such a model is built, which takes memory of that size.
-        raise CheckpointError(f"{file}: holds {held} numbers, fewer than the kernels of its config alone.")
-    faults = misfits(tensors, tensors_of(build(m)[1]))
+    # Before such a model is built, which takes memory.
+    require_room(str(folder / CONFIG), parameter_count(config.model), sum(tensor.size for tensor in tensors.values()))
+    faults = misfits(tensors, tensors_of(build(config.model)[1]))
     if faults:
         raise CheckpointError(f"{file}: does not fit its config: {'; '.join(faults)}.")
     return config, params_of({name: jnp.asarray(tensor) for name, tensor in tensors.items()})
@@ -167,9 +167,7 @@ def _is_export(folder: Path) -> bool:
 def _read_config(file: Path) -> ExportedConfig:
     names = [field.name for field in dataclasses.fields(ExportedConfig)]
     try:
-        if file.stat().st_size > _LARGEST_CONFIG:
-            raise ValueError(f"it is longer than {_LARGEST_CONFIG} bytes")
-        values = json.loads(file.read_text())
+        values = read_json(file, _LARGEST_CONFIG)
         if not isinstance(values, dict) or {name: values.get(name) for name in _FORMAT} != _FORMAT:
             raise ValueError(f"it does not say {json.dumps(_FORMAT)[1:-1]}")
         if set(values) != {*_FORMAT, *names}:

@@ -234,7 +234,8 @@ def test_only_the_arrays_of_the_config_are_taken(exported, tmp_path, case, chang
         ("a method", lambda c: c["low_pass"].update(method="none"), "is none of"),
         ("other windows", lambda c: c["low_pass"].update(bins=20), "the bins of its window"),
         ("no number", lambda c: c["low_pass"].update(cutoff=4.5), "must be whole"),
-        ("a model without end", lambda c: c["model"].update(kernel_len=10**15), "fewer than the kernels of its config"),
+        ("a model without end", lambda c: c["model"].update(kernel_len=10**15), "kernel_len: must be at most 1048576"),
+        ("one beyond its file", lambda c: c["model"].update(kernel_len=2**20), "describes a model of 8,"),
         ("a long config", lambda c: c.update(data="x" * 10**5), "longer than 65536 bytes"),
     ),
 )

@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Iterable, Iterator, Sequence
 
 from fftlm_jax.generation.block import Block
+from fftlm_jax.untrusted import printable
 
 
 class TerminalText:
@@ -17,8 +18,7 @@ class TerminalText:
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """The text of one more piece; `final` also gives what is left of a broken character."""
-        text = self._decoder.decode(data, final)
-        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        return printable(self._decoder.decode(data, final))
 
 
 def terminal_text(data: bytes) -> str:

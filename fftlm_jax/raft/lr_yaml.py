@@ -9,8 +9,8 @@ A schedule is written in one family of keys, below `training:` or at the top:
     min_lr                                         the floor, beside any of them
 """
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +18,17 @@ import yaml
 
 from fftlm_jax.config_checks import nearest
 from fftlm_jax.raft.cycle_lr import CycleLR
+from fftlm_jax.untrusted import printable, shown, shown_name
+
+LONGEST_YAML = 1 << 16  # Characters.
+
+_LARGEST = sys.float_info.max
+_DEEPEST = 8
+_BEGINNINGS = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 _BASES = ("learning_rate", "base_learning_rate")
 _DECAYS = ("lr_decay_factor", "lr_decay_per_cycle")
@@ -31,17 +42,15 @@ def from_yaml(text: str) -> CycleLR:
         ValueError: one sentence, for text that is no YAML, unknown keys (with the nearest known one), values that are
             no numbers, two schedules at once, or none.
     """
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+    content = _parse(text)
     if isinstance(content, Mapping) and set(content) == {"training"}:
         content = content["training"]
     if not isinstance(content, Mapping):
         raise ValueError("a schedule is written as keys and values, such as learning_rate: 5.0e-5")
     for key in content:
         if key not in _KEYS:
-            raise ValueError(f"{key}: is no key of a schedule{nearest(str(key), _KEYS)}; they are {', '.join(_KEYS)}")
+            name = f"{shown_name(key)}: is no key of a schedule{nearest(str(key), _KEYS)}"
+            raise ValueError(f"{name}; they are {', '.join(_KEYS)}")
     base, decay = _one_of(content, _BASES), _one_of(content, _DECAYS)
     floor = number(content["min_lr"], "min_lr") if "min_lr" in content else 0.0
     if "learning_rate_schedule" in content:
@@ -91,10 +100,38 @@ def number(value: Any, name: str) -> float:
         try:
             value = float(value)
         except ValueError:
-            raise ValueError(f"{name}: {value!r} is no number") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}: must be a finite number, not {value!r}")
+            raise ValueError(f"{name}: {shown(value)} is no number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name}: must be a finite number, not {shown(value)}")
     return float(value)
+
+
+def _parse(text: str) -> Any:
+    """YAML as data.
+
+    Raises:
+        ValueError: one sentence, for what is none or is made to harm.
+    """
+    if len(text) > LONGEST_YAML:
+        raise ValueError(f"a schedule has at most {LONGEST_YAML} characters, not {len(text)}")
+    try:
+        _require_flat(text)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {printable(' '.join(str(error).split()))}") from None
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:  # Of tags on text that does not fit them.
+        raise ValueError(f"not YAML that can be read: {shown(str(error))}") from None
+
+
+def _require_flat(text: str) -> None:
+    """Refuses what no schedule needs: references, a few lines of which stand for gigabytes, and deep nesting."""
+    depth = 0
+    for token in yaml.scan(text, yaml.SafeLoader):  # As it goes: the end of deep nesting is never reached.
+        depth += isinstance(token, _BEGINNINGS) - isinstance(token, _ENDS)
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError("a schedule is written without references (*name)")
+        if depth > _DEEPEST:
+            raise ValueError("a schedule is no more than keys below keys, and this is nested too deeply")
 
 
 def _one_of(content: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
@@ -109,9 +146,9 @@ def _rates(content: Any) -> tuple[float, ...]:
         raise ValueError("learning_rate_schedule: write a rate per cycle, cycle_1: 5.0e-5 and so on")
     by_cycle = {}
     for key, value in content.items():
-        match = re.fullmatch(r"cycle_([1-9][0-9]*)", str(key))
+        match = re.fullmatch(r"cycle_([1-9][0-9]{0,8})", str(key))
         if not match:
-            raise ValueError(f"learning_rate_schedule.{key}: cycles are named cycle_1, cycle_2 and so on")
+            raise ValueError(f"learning_rate_schedule.{shown_name(key)}: cycles are named cycle_1, cycle_2 and so on")
         by_cycle[int(match[1])] = number(value, f"learning_rate_schedule.{key}")
     missing = next((n for n in range(1, len(by_cycle) + 1) if n not in by_cycle), None)
     if missing:

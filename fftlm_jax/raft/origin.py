@@ -4,7 +4,6 @@ Written into the plan of cycle 0, so that the run it came from may train on, mov
 """
 
 import dataclasses
-import json
 from typing import Any
 
 from fftlm_jax.config import Config, differences, to_dict
@@ -14,6 +13,7 @@ from fftlm_jax.raft.journal import PLAN, Journal
 from fftlm_jax.raft.setup import first_weights
 from fftlm_jax.training.verify import state_hash
 from fftlm_jax.training.warm_start import checkpoint_step
+from fftlm_jax.untrusted import read_json
 
 # Keys that deal the pools: a run that goes on from another's weights must share them, or its held-out problems may have
 # been trained on.
@@ -40,7 +40,11 @@ def origin_of(config: Config, journal: Journal | None) -> Origin:
         ConfigError: if the weights were fine-tuned on other pools of problems.
     """
     if journal is not None and journal.has(0, PLAN):
-        return Origin(**journal.plan(0)["origin"])
+        try:
+            return Origin(**journal.plan(0)["origin"])
+        except (ValueError, LookupError, TypeError) as error:
+            file = journal.folder(0) / PLAN
+            raise CheckpointError(f"{file} cannot be read ({error}); begin anew with --overwrite.") from None
     params, cutoff = first_weights(config)
     return Origin(state_hash(params, {}), cutoff, _text_window(config))
 
@@ -63,11 +67,16 @@ def weights_of_origin(config: Config, origin: Origin) -> Params:
 def _text_window(config: Config) -> int | None:
     if not config.init.checkpoint:
         return None
-    source = json.loads((checkpoint_step(config.init.checkpoint).parent.parent / "config.json").read_text())
-    if source.get("task", "train") == "train":
-        return int(source["model"]["seq_len"])
-    mine = to_dict(config)
-    changed = differences(_dealt_by(source), _dealt_by(mine))
+    file = checkpoint_step(config.init.checkpoint).parent.parent / "config.json"
+    try:
+        source = read_json(file)
+        if source.get("task", "train") == "train":
+            return int(source["model"]["seq_len"])
+        changed = differences(_dealt_by(source), _dealt_by(to_dict(config)))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"init.checkpoint: {file} cannot be read ({error}); name a whole run directory."
+        ) from None
     if changed:
         found = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
         raise ConfigError(

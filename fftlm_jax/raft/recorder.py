@@ -1,7 +1,6 @@
 """What a fine-tuning run says and writes about itself: console lines, metrics, TensorBoard, report and picture."""
 
 import collections
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from fftlm_jax.raft.tasks import Pools, Task
 from fftlm_jax.training.console import Console, duration
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.untrusted import parse_json
 
 
 class RaftRecorder:
@@ -160,13 +160,16 @@ def _rate(result: CycleResult) -> str:
 def _size(metrics: Path, done: int) -> int:
     """Bytes of the records of cycles up to `done`."""
     size = 0
-    for line in metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else ():
-        try:
-            if json.loads(line)["step"] > done:
+    if not metrics.exists():
+        return size
+    with metrics.open("rb") as file:
+        for line in file:
+            try:
+                if parse_json(line)["step"] > done:
+                    break
+            except (ValueError, LookupError, TypeError):
                 break
-        except (ValueError, KeyError, TypeError):
-            break
-        size += len(line)
+            size += len(line)
     return size
 
 

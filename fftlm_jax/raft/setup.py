@@ -15,9 +15,10 @@ from fftlm_jax.model.lora import LoRA, target_paths
 from fftlm_jax.optim import build_optimizer, scale_by_given_learning_rate
 from fftlm_jax.raft.advisor import Knobs
 from fftlm_jax.raft.cycle_lr import CycleLR
-from fftlm_jax.raft.lr_yaml import from_yaml, number
+from fftlm_jax.raft.lr_yaml import LONGEST_YAML, from_yaml, number
 from fftlm_jax.raft.tasks import Pools, Task, make_pools, make_task
 from fftlm_jax.training.warm_start import load_weights
+from fftlm_jax.untrusted import read_bounded
 
 
 def task_of(config: Config) -> tuple[Task, Pools]:
@@ -67,9 +68,10 @@ def with_yaml_text(config: Config) -> Config:
     if not source or "\n" in source or (":" in source and not Path(source).is_file()):
         return config
     try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        text = read_bounded(Path(source), LONGEST_YAML).decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else reason
         raise ConfigError([f"config.raft.lr_yaml: {source} cannot be read ({reason}); name a file."]) from None
     return dataclasses.replace(config, raft=dataclasses.replace(config.raft, lr_yaml=text))
 

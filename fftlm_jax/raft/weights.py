@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fftlm_jax.array_names import by_name
+from fftlm_jax.array_names import by_name, misfits
 from fftlm_jax.config import RaftConfig
+from fftlm_jax.errors import CheckpointError
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.lora import Adapters, LoRA, init_adapters, merge
 from fftlm_jax.raft.journal import Journal
@@ -62,6 +63,10 @@ class CycleWeights:
         return adapters
 
     def _tree(self, arrays: dict[str, np.ndarray]) -> Params:
+        faults = misfits(arrays, by_name(self.abstract, "/"))
+        if faults:
+            raise CheckpointError(f"{self.journal.root}: its weights do not fit this model: {'; '.join(faults)}.")
+
         def leaf_of(path: tuple, leaf: Any) -> jax.Array:
             return jnp.asarray(arrays[jax.tree_util.keystr(path, simple=True, separator="/")], leaf.dtype)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fftlm_jax.training.appended import AppendedFile, Tolerance
+from fftlm_jax.untrusted import printable
 
 
 class Console:
@@ -24,7 +25,8 @@ class Console:
                 self._log = AppendedFile(log)
 
     def say(self, line: str) -> None:
-        """Prints one line, and logs it with the time of day."""
+        """Prints one line, and logs it with the time of day; neither can drive a terminal."""
+        line = printable(line)
         self._print(line)
         if self._log:
             with self.tolerance.of("run.log"):

@@ -17,6 +17,7 @@ import jax
 from fftlm_jax import faults
 from fftlm_jax.config import Config, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Raise, Spike, adaptive_factor, answer_to_raise
+from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.data import Prefetcher, TrainingWindows
 from fftlm_jax.errors import CheckpointError, Interrupted, SaveError
 from fftlm_jax.model import build
@@ -26,6 +27,7 @@ from fftlm_jax.training import setup
 from fftlm_jax.training.checkpoint import Checkpoints, Restored
 from fftlm_jax.training.compiler import StepVariant
 from fftlm_jax.training.held_out import HeldOut
+from fftlm_jax.training.host_state import require_training_host
 from fftlm_jax.training.interrupts import Interrupts
 from fftlm_jax.training.profiler import ProfilerWindow
 from fftlm_jax.training.progress import Progress
@@ -190,7 +192,8 @@ class TrainingRun:
         return setup.first_state(self.config, self.controller, self.tx, self.mesh)
 
     def _restored_state(self, restored: Restored) -> TrainState:
-        host = restored.host
+        host, bins = restored.host, freq_bins(self.config.model.seq_len)
+        require_training_host(host, bins, self.directory.checkpoints / str(restored.step))
         require_same_corpus(host["corpus"], self.corpus.fingerprint, self.config)
         self.controller.cutoff = 1  # The saved cutoff is the run's, whatever the config's initial one is by now.
         self.controller.load_state_dict(host["controller"])

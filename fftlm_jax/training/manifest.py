@@ -4,11 +4,12 @@ A manifest protects against accidents. Whoever can write the step can write its 
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
+from fftlm_jax.training.foreign import is_inner_name, step_files
 from fftlm_jax.training.run_directory import sync_folder, write_json
+from fftlm_jax.untrusted import parse_json, read_bounded, shown
 
 MANIFEST = "manifest.json"
 
@@ -23,7 +24,7 @@ def step_numbers(directory: Path) -> list[int]:
 
 def is_step_name(name: str) -> bool:
     """Whether a folder of this name can be a step: ASCII digits alone (Python counts others as digits too)."""
-    return name.isascii() and name.isdigit()
+    return name.isascii() and name.isdigit() and len(name) < 19
 
 
 def write_manifest(directory: Path) -> None:
@@ -45,28 +46,33 @@ def write_manifest(directory: Path) -> None:
 
 def manifest_fault(directory: Path) -> str | None:
     """What is wrong with a step's files, in words, or None if all match the manifest."""
+    found, fault = step_files(directory)
+    if fault:
+        return fault
     try:
-        text = (directory / MANIFEST).read_text()
-        if not text.endswith("}\n"):
+        text = read_bounded(directory / MANIFEST)
+        if not text.endswith(b"}\n"):
             raise ValueError("cut short")
-        files = json.loads(text)["files"]
+        files = parse_json(text)["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError:
         return "it has no manifest, so its save was cut short"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest cannot be read"
     for name, (size, digest) in expected.items():
+        if not is_inner_name(name):
+            return f"its manifest lists {shown(name)}, which is no file of it"
+        if name not in found:
+            return f"{shown(name)} is missing"
         file = directory / name
-        if not file.is_file():
-            return f"{name} is missing"
         try:
             if file.stat().st_size != size or _sha256(file) != digest:
-                return f"{name} does not match its manifest"
+                return f"{shown(name)} does not match its manifest"
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-    found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if not p.is_dir() or p.is_symlink()}
-    unlisted = sorted(found - {*expected, MANIFEST})
-    return f"{unlisted[0]} is not in its manifest" if unlisted else None
+            return f"{shown(name)} cannot be read ({error.strerror})"
+    # Beside it may lie what a desktop leaves behind, such as .DS_Store.
+    unlisted = sorted(name for name in found - {MANIFEST, *expected} if not Path(name).name.startswith("."))
+    return f"{shown(unlisted[0])} is not in its manifest" if unlisted else None
 
 
 def _synced(file: Path) -> str:

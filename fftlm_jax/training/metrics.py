@@ -2,14 +2,18 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fftlm_jax.errors import SaveError
 from fftlm_jax.training.appended import AppendedFile, Tolerance
 from fftlm_jax.training.tensorboard import TensorBoard
+from fftlm_jax.untrusted import parse_json
 
 Record = dict[str, Any]
+
+_LONGEST_LINE = 1 << 20  # Bytes; the longest records, of radial statistics, have some ten thousand.
 
 
 class MetricsLog:
@@ -100,11 +104,29 @@ def _finite(value: Any) -> Any:
 
 
 def read_metrics(file: Path, start: int = 0) -> list[Record]:
-    """All whole records of a `metrics.jsonl` from byte `start` on; a last line cut short by a crash is left out."""
-    records = []
-    for line in file.read_bytes()[start:].decode("utf-8", errors="replace").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    """All whole records of a `metrics.jsonl` from byte `start` on.
+
+    Lines that are no record are left out: a last one cut short by a crash, and whatever else cannot be read.
+    """
+    return [record for line in _lines(file, start) if (record := _record(line)) is not None]
+
+
+def _lines(file: Path, start: int) -> Iterator[bytes]:
+    """Lines one by one, since a log may be long; those longer than any record are passed over piece by piece."""
+    with file.open("rb") as handle:
+        handle.seek(start)
+        is_begun = False  # Within a line that is too long.
+        while piece := handle.readline(_LONGEST_LINE):
+            is_whole = piece.endswith(b"\n")
+            if not is_begun and (is_whole or len(piece) < _LONGEST_LINE):
+                yield piece
+            is_begun = not is_whole
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("kind"), str) and type(record.get("step")) is int
+    return record if is_record else None

@@ -4,6 +4,7 @@ from typing import Any
 
 from fftlm_jax.config import Config, differences, to_dict
 from fftlm_jax.errors import CheckpointError
+from fftlm_jax.untrusted import printable, shown
 
 # How a run is watched, not what it computes. Where a corpus lies is free too: its fingerprint is what must agree.
 _FREE = (
@@ -35,7 +36,7 @@ def refuse_changes(saved: dict[str, Any], config: Config) -> None:
     refused = [name for name in changed if not _is_allowed(name, config.resume.allow) or _is_fixed(name)]
     if not refused:
         return
-    lines = [f"  {name}: {changed[name][0]!r} -> {changed[name][1]!r}" for name in refused]
+    lines = [f"  {printable(name)}: {shown(changed[name][0])} -> {shown(changed[name][1])}" for name in refused]
     on_request = [name for name in refused if not _is_fixed(name)]
     fix = "Use the run's own values, or another --workdir"
     if len(on_request) == len(refused):

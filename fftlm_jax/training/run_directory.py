@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import socket
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,8 @@ import jax
 import fftlm_jax
 from fftlm_jax.config import differences
 from fftlm_jax.errors import CheckpointError, InUseError, SaveError, UsageError
+from fftlm_jax.training.foreign import require_contained
+from fftlm_jax.untrusted import read_json
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # What `flock` says where there are none.
@@ -96,15 +97,17 @@ class RunDirectory:
         keep a second process out; `notes` then says so.
 
         Raises:
-            SaveError: if it cannot be written. InUseError: naming the process that holds it.
+            SaveError: if it cannot be written. InUseError: naming the process that holds it. CheckpointError: if a
+                link in it leads elsewhere.
         """
+        require_contained(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 lock = stack.enter_context(open(self.root / "lock", "a+"))
                 self._take(lock)
                 lock.truncate(0)
-                lock.write(f"process {os.getpid()} on host {socket.gethostname()}")
+                lock.write(f"process {os.getpid()} on host {platform.node()}")
                 lock.flush()
                 probe = self.root / "lock.tmp"  # The lock may be writable where new files are not.
                 probe.touch()
@@ -139,10 +142,11 @@ class RunDirectory:
         """The config that the run was started with.
 
         Raises:
-            CheckpointError: if it cannot be read.
+            CheckpointError: if it cannot be read, or a link in the folder leads elsewhere.
         """
+        require_contained(self.root)
         try:
-            values = json.loads(self.config.read_text())
+            values = read_json(self.config)
             if not isinstance(values, dict):
                 raise ValueError("it is no JSON object")
         except (OSError, ValueError) as error:
@@ -168,7 +172,9 @@ class RunDirectory:
         """
         now = environment()
         try:
-            before = json.loads(self.env.read_text())
+            before = read_json(self.env)
+            if not isinstance(before, dict):
+                raise ValueError("it is no JSON object")
         except (OSError, ValueError):
             before = now
         write_json(self.env, now)

@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
-_HEADING = re.compile(r"^=== step (\d+), cutoff \d+, bpb \S+\n", re.MULTILINE)
+from fftlm_jax.untrusted import printable
+
+_HEADING = re.compile(r"^=== step ([0-9]{1,18}), cutoff [0-9]+, bpb \S+\n", re.MULTILINE)
 
 
 def sample_entry(step: int, cutoff: int, bpb: float, text: str) -> str:
-    """One sample as the file holds it."""
+    """One sample as the file holds it: what was written cannot drive the terminal that shows it."""
+    text = printable(text)
     return f"=== step {step}, cutoff {cutoff}, bpb {bpb:.3f}\n{text}\n\n"
 
 

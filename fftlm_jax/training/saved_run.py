@@ -1,5 +1,6 @@
 """Opens a saved run for reading: its config, and the weights of one of its steps."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +11,15 @@ import optax
 
 import fftlm_jax
 from fftlm_jax.config import Config, read_config
+from fftlm_jax.config_rules_size import parameter_count, require_room
+from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training.checkpoint import (
-    is_step_name,
-    manifest_fault,
-    read_arrays,
-    read_host,
-    read_metric,
-    step_numbers,
-)
+from fftlm_jax.training.checkpoint import declared_arrays, read_arrays, read_host, read_metric
+from fftlm_jax.training.host_state import cutoff_of, text_of
+from fftlm_jax.training.manifest import is_step_name, manifest_fault, step_numbers
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.setup import evaluation_low_pass
 from fftlm_jax.training.step import averaged_params
@@ -56,14 +54,16 @@ def load(workdir: str | Path, which: str, *, averaged: bool = False) -> SavedRun
         raise CheckpointError(f"{folder}: {fault}; choose another --step.")
     if averaged and not config.optim.ema_decay:
         raise UsageError(f"--ema: {directory.root} kept no average of its weights (optim.ema_decay was 0).")
-    arrays = read_arrays(folder)
-    params = _averaged(config, arrays["ema"]) if averaged else arrays["params"]
-    expected = build(config.model)[1]
-    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
-        raise CheckpointError(f"{folder}: its arrays do not fit the model of {directory.config}.")
+    part = "ema" if averaged else "params"
+    held = sum(math.prod(array.shape) for array in jax.tree.leaves(declared_arrays(folder).get(part)))
+    require_room(str(directory.config), parameter_count(config.model), held)
+    abstract = build(config.model)[1]
+    wanted = {"count": jax.ShapeDtypeStruct((), np.int32), "ema": abstract} if averaged else abstract
+    arrays = read_arrays(folder, {part: wanted})[part]
+    params = _averaged(config, arrays) if averaged else arrays
     host = read_host(folder)
-    low_pass = evaluation_low_pass(config, int(host["controller"]["cutoff"]))
-    return SavedRun(config, step, jax.tree.map(jnp.asarray, params), low_pass, host["corpus"])
+    low_pass = evaluation_low_pass(config, cutoff_of(host, freq_bins(config.model.seq_len), folder))
+    return SavedRun(config, step, jax.tree.map(jnp.asarray, params), low_pass, text_of(host, "corpus", folder))
 
 
 def open_config(workdir: str | Path, option: str = "") -> tuple[RunDirectory, Config]:

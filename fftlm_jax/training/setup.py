@@ -25,7 +25,14 @@ from fftlm_jax.parallel import distribute, make_mesh, on_stack, rows, state_shar
 from fftlm_jax.spectral import LowPass, mask_spectrum
 from fftlm_jax.training.compiler import StepCompiler, StepVariant
 from fftlm_jax.training.step import TrainState, events, make_train_step, new_state
-from fftlm_jax.training.warm_start import ARCHITECTURE, LOW_PASS, coefficients_in_use, load_weights, source_config
+from fftlm_jax.training.warm_start import (
+    ARCHITECTURE,
+    LOW_PASS,
+    coefficients_in_use,
+    load_weights,
+    require_held,
+    source_config,
+)
 
 
 def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> Config:
@@ -47,8 +54,13 @@ def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None)
     keeps_cutoff = config.objective.is_frozen or config.task == "raft"
     inherited = {"model": ARCHITECTURE, "curriculum": LOW_PASS if keeps_cutoff else ()}
     for section, names in inherited.items():
-        merged[section].update({name: source[section][name] for name in names if name in source.get(section, {})})
-    return read_config(merged)
+        given = source.get(section)
+        given = given if isinstance(given, Mapping) else {}
+        merged[section].update({name: given[name] for name in names if name in given})
+    merged_config = read_config(merged)
+    if begun is None:
+        require_held(config.init.checkpoint, merged_config.model)
+    return merged_config
 
 
 def load_run_corpus(config: Config) -> Corpus:

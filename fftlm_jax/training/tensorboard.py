@@ -1,16 +1,27 @@
 """TensorBoard's event files, written in the thread that trains, so that a failure is met where it can be answered.
 
 The writer of tensorboardX works in a thread that a full disk ends for good. Its format of single events is used here.
+
+tensorboardX imports torch wherever it is installed, which takes a second or two and hundreds of megabytes. Nothing here
+hands it a tensor of torch, so it is told that there is none.
 """
 
 import contextlib
 import os
+import sys
 import time
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar, text
+_HIDES_TORCH = "torch" not in sys.modules
+if _HIDES_TORCH:
+    sys.modules["torch"] = None  # Makes `import torch` fail, which tensorboardX provides for.
+try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar, text
+finally:
+    if _HIDES_TORCH:
+        del sys.modules["torch"]
 
 _BUFFER = 200  # Events that wait for company before they are written.
 

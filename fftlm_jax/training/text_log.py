@@ -24,12 +24,13 @@ from fftlm_jax.training.diagnostics.finding import Facts
 from fftlm_jax.training.diagnostics.noise import EVEN_NOISE
 from fftlm_jax.training.metrics import Record
 
-_NUMBER = r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)"
-_STEP = re.compile(rf"\bstep (\d+)/(\d+) loss={_NUMBER}(?:.*?\blr={_NUMBER})?(?:.*?\bcutoff=(\d+))?", re.I)
-_RAISE = re.compile(r"(?:CUTOFF RAISED:|\[PLATEAU\]) *(\d+) *(?:->|→) *(\d+)")
+_NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?)"
+_COUNT = r"([0-9]{1,9})"
+_STEP = re.compile(rf"\bstep {_COUNT}/{_COUNT} loss={_NUMBER}(?:.*?\blr={_NUMBER})?(?:.*?\bcutoff={_COUNT})?", re.I)
+_RAISE = re.compile(rf"(?:CUTOFF RAISED:|\[PLATEAU\]) *{_COUNT} *(?:->|→) *{_COUNT}")
 _REDUCED = re.compile(rf"LR REDUCED: *{_NUMBER} *(?:->|→) *{_NUMBER}")
-_EPOCH = re.compile(r"\bepoch (\d+)\b", re.I)
-_AVERAGE = re.compile(rf"\bepoch (\d+)(/\d+)? avg_loss={_NUMBER}(?:.*?\bcutoff=(\d+)(?:/(\d+))?)?", re.I)
+_EPOCH = re.compile(rf"\bepoch {_COUNT}\b", re.I)
+_AVERAGE = re.compile(rf"\bepoch {_COUNT}(/[0-9]+)? avg_loss={_NUMBER}(?:.*?\bcutoff={_COUNT}(?:/{_COUNT})?)?", re.I)
 _CHAIN = re.compile(rf"\bloss: *{_NUMBER}((?: *(?:->|→) *{_NUMBER})+)")
 
 # The command that the documents give with their logs, and what they say of its rule and stages.
@@ -67,13 +68,16 @@ class _Reader:
                 self._step = max(self._step, self._epoch * self.steps_per_epoch)
             self._add("event", self._step, event="cutoff_raised", **{"from": int(found[1]), "to": int(found[2])})
         elif found := _REDUCED.search(line):
-            self.factor = float(found[2]) / float(found[1])
+            before, after = float(found[1]), float(found[2])
+            self.factor = after / before if before else self.factor
         elif found := _CHAIN.search(line):
             for loss in (found[1], *re.findall(_NUMBER, found[2])):
                 self._step += _LOG_EVERY
                 self._add_loss(self._step, loss, None, None)
 
     def _read_step(self, step: str, of: str, loss: str, lr: str | None, cutoff: str | None) -> None:
+        if not int(of):
+            return
         self.steps_per_epoch = int(of)
         at = self._epoch * int(of) + int(step)
         if at <= self._step and self.records:

@@ -18,8 +18,11 @@ import jax
 import numpy as np
 from absl import logging
 
+from fftlm_jax.errors import RunError
 from fftlm_jax.training.checkpoint import read_arrays, read_host, stray_names, temporary_folders
+from fftlm_jax.training.foreign import require_contained
 from fftlm_jax.training.manifest import manifest_fault, step_numbers
+from fftlm_jax.untrusted import printable
 
 
 def state_hash(arrays: Any, controller: dict[str, Any]) -> str:
@@ -36,9 +39,17 @@ def state_hash(arrays: Any, controller: dict[str, Any]) -> str:
 
 
 def verify(root: str | Path) -> int:
-    """Prints one line per step and the newest whole step's state hash; returns the exit code."""
+    """Prints one line per step and the newest whole step's state hash; returns the exit code.
+
+    No config is asked what the arrays must be, so they may be as large as their files can hold: what is declared
+    larger than 64 times the files, plus 64 MiB, is refused.
+
+    Raises:
+        CheckpointError: if a link leads out of the folder, or the newest step that matches its manifest misleads.
+    """
     root = Path(root).resolve()
     checkpoints = root / "checkpoints"
+    require_contained(root)
     steps = step_numbers(checkpoints)
     if not steps:
         print(f"UsageError: {checkpoints} holds no checkpoints; name a run directory.", file=sys.stderr)
@@ -56,7 +67,7 @@ def verify(root: str | Path) -> int:
     whole = [step for step, fault in faults.items() if fault is None]
     if whole:
         directory = checkpoints / str(whole[-1])
-        digest = state_hash(read_arrays(directory), read_host(directory)["controller"])
+        digest = state_hash(read_arrays(directory), read_host(directory).get("controller", {}))
         print(f"state of step {whole[-1]}: {digest}")
     return 0 if len(whole) == len(steps) else 4
 
@@ -68,7 +79,11 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m fftlm_jax.training.verify RUN_DIR", file=sys.stderr)
         return 1
     jax.config.update("jax_platforms", "cpu")
-    return verify(arguments[1])
+    try:
+        return verify(arguments[1])
+    except RunError as error:
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Starting a run from another run's weights (`init.checkpoint`): architecture, weights and the cutoff they need."""
 
-import json
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fftlm_jax.array_names import by_name
+from fftlm_jax.config import ModelConfig
+from fftlm_jax.config_rules_size import parameter_count, require_room
 from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.errors import CheckpointError
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.training.checkpoint import is_step_name, manifest_fault, read_arrays, read_host, step_numbers
+from fftlm_jax.training.checkpoint import declared_arrays, read_arrays, read_host
+from fftlm_jax.training.foreign import require_contained
+from fftlm_jax.training.host_state import cutoff_of
+from fftlm_jax.training.manifest import is_step_name, manifest_fault, step_numbers
+from fftlm_jax.untrusted import read_json, shown
 
 # The part of `model` that decides which arrays there are; the rest stays the new run's own.
 ARCHITECTURE = (
@@ -30,11 +37,9 @@ def checkpoint_step(checkpoint: str) -> Path:
         CheckpointError: if there is none.
     """
     path = Path(checkpoint).resolve()
-    steps = (
-        [path]
-        if is_step_name(path.name) and path.parent.name == "checkpoints"
-        else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
-    )
+    is_step = is_step_name(path.name) and path.parent.name == "checkpoints"
+    require_contained(path.parent.parent if is_step else path)
+    steps = [path] if is_step else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
     faults = {step: manifest_fault(step) for step in reversed(steps)}
     good = [step for step, fault in faults.items() if fault is None]
     if not good:
@@ -51,7 +56,10 @@ def source_config(checkpoint: str) -> dict[str, Any]:
     """
     file = checkpoint_step(checkpoint).parent.parent / "config.json"
     try:
-        values = json.loads(file.read_text())
+        values = read_json(file)
+        seq_len = values["model"]["seq_len"]
+        if type(seq_len) is not int or not 2 <= seq_len <= 2**20:
+            raise ValueError(f"its model.seq_len is {shown(seq_len)}")
         return {
             "model": {name: values["model"][name] for name in (*ARCHITECTURE, "seq_len")},
             "curriculum": {name: values["curriculum"][name] for name in LOW_PASS},
@@ -74,15 +82,35 @@ def load_weights(checkpoint: str, fresh: Params, bins: int) -> tuple[Params, int
         CheckpointError: naming arrays that do not fit.
     """
     step = checkpoint_step(checkpoint)
-    saved = read_arrays(step)["params"]
-    slices = min(saved["head"]["kernel"].shape[0], fresh["head"]["kernel"].shape[0])
-    saved["head"]["kernel"] = jnp.asarray(fresh["head"]["kernel"]).at[:slices].set(saved["head"]["kernel"][:slices])
-    have, want = jax.tree.map(np.shape, saved), jax.tree.map(np.shape, fresh)
-    if have != want:
-        raise CheckpointError(f"init.checkpoint: {checkpoint} holds arrays of other shapes than this model's.")
-    controller = read_host(step).get("controller")
-    weights = jax.tree.map(lambda s, f: jnp.asarray(s, f.dtype), saved, fresh)
-    return weights, None if controller is None else rescaled_cutoff(int(controller["cutoff"]), _bins(checkpoint), bins)
+    kernel = fresh["head"]["kernel"]
+    declared = by_name(declared_arrays(step), "/").get("params/head/kernel", kernel)
+    slices = declared.shape[0] if len(declared.shape) == 3 else len(kernel)
+    head = {"kernel": jax.ShapeDtypeStruct((slices, *kernel.shape[1:]), kernel.dtype)}
+    try:
+        saved = read_arrays(step, {"params": {**fresh, "head": head}})["params"]
+    except CheckpointError as error:
+        raise CheckpointError(f"init.checkpoint: {error}") from None
+    slices = min(slices, len(kernel))
+    saved["head"]["kernel"] = jnp.asarray(kernel).at[:slices].set(saved["head"]["kernel"][:slices])
+    weights, host = jax.tree.map(jnp.asarray, saved), read_host(step)
+    if host.get("controller") is None:
+        return weights, None
+    source_bins = _bins(checkpoint)
+    return weights, rescaled_cutoff(cutoff_of(host, source_bins, step), source_bins, bins)
+
+
+def require_held(checkpoint: str, model: ModelConfig) -> None:
+    """Refuses an architecture that is far larger than the weights of the run that it was taken over from.
+
+    Raises:
+        CheckpointError: saying so.
+    """
+    step = checkpoint_step(checkpoint)
+    declared = by_name(declared_arrays(step), "/")
+    held = sum(math.prod(array.shape) for name, array in declared.items() if name.startswith("params/"))
+    # Only the head may be another, since slices are added and dropped.
+    needed = parameter_count(dataclasses.replace(model, chunk=1))
+    require_room(f"init.checkpoint: {step.parent.parent / 'config.json'}", needed, held)
 
 
 def rescaled_cutoff(cutoff: int, old_bins: int, new_bins: int) -> int:

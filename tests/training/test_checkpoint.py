@@ -8,7 +8,8 @@ import pytest
 
 from fftlm_jax.errors import CheckpointError, SaveError
 from fftlm_jax.optim import Stage, scale_by_sawtooth
-from fftlm_jax.training.checkpoint import Checkpoints, manifest_fault, step_numbers
+from fftlm_jax.training.checkpoint import Checkpoints
+from fftlm_jax.training.manifest import manifest_fault, step_numbers
 from fftlm_jax.training.step import TrainState
 from fftlm_jax.training.verify import state_hash
 

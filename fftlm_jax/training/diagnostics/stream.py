@@ -52,27 +52,39 @@ class Stretch(NamedTuple):
         return f"after the raise {self.raised.old} -> {self.raised.new} at step {self.begin}"
 
 
+_LARGEST = 1e18  # Whatever is larger is no loss, no rate and no step.
 _LOSSES_BEFORE = 200  # Enough for a standard deviation within 7 %, few enough to lie near the raise.
 
 
 def read_stream(records: Sequence[Record], samples: Iterable[tuple[int, str]] = ()) -> Stream:
-    """Takes the training steps, raises and evaluations out of the records of a `metrics.jsonl`."""
-    train = [r for r in records if r["kind"] == "train" and r["loss"] is not None]
+    """Takes the training steps, raises and evaluations out of the records of a `metrics.jsonl`.
+
+    A record whose numbers are none is left out.
+    """
+    train = [r for r in records if r["kind"] == "train" and _is_number(r.get("loss"))]
     return Stream(
         steps=_column(train, "step"),
         losses=_column(train, "loss"),
         lrs=_column(train, "lr"),
         cutoffs=_column(train, "cutoff"),
         grad_norms=_column(train, "grad_norm"),
-        raises=tuple(Raised(r["step"], r["from"], r["to"]) for r in records if r.get("event") == "cutoff_raised"),
-        evaluations=tuple((r["step"], r["loss"]) for r in records if r["kind"] == "eval" and r["loss"] is not None),
+        raises=tuple(Raised(r["step"], r["from"], r["to"]) for r in records if _is_raise(r)),
+        evaluations=tuple((r["step"], r["loss"]) for r in records if r["kind"] == "eval" and _is_number(r.get("loss"))),
         samples=tuple(samples),
     )
 
 
 def _column(records: Sequence[Record], name: str) -> np.ndarray:
     values: list[Any] = [r.get(name) for r in records]
-    return np.array([np.nan if v is None else v for v in values], dtype=float)
+    return np.array([v if _is_number(v) else np.nan for v in values], dtype=float)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+def _is_raise(record: Record) -> bool:
+    return record.get("event") == "cutoff_raised" and _is_number(record.get("from")) and _is_number(record.get("to"))
 
 
 def stretches(stream: Stream, steps_per_epoch: int) -> list[Stretch]:

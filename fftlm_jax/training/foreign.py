@@ -1,0 +1,88 @@
+"""Checks on folders that may come from elsewhere, made before anything in them is opened or allocated.
+
+A link could lead out of a run directory, so that reading discloses and writing destroys what lies there. A pickle runs
+code when it is opened. An array can be declared larger than any memory, in a few bytes. A manifest's hashes say nothing
+about malice: whoever changes a file can write its hash anew. Not guarded against: somebody who changes a folder while
+it is in use.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fftlm_jax.errors import CheckpointError
+from fftlm_jax.untrusted import shown
+
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".dill", ".joblib")
+# Zeros, as in the moments of bytes that never occurred, are compressed to next to nothing; most numbers hardly at all.
+_EXPANSION, _ALLOWANCE = 64, 64 << 20
+
+
+def require_contained(root: Path) -> None:
+    """Refuses a run directory with a link that leads out of it.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    root = root.resolve()
+    for folder, folders, files in os.walk(root):
+        for name in sorted([*folders, *files]):
+            path = Path(folder, name)
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise CheckpointError(
+                    f"{root}: {shown(path.relative_to(root).as_posix())} is a link that leads out of the run "
+                    "directory; put what it points to in its place, or remove it."
+                )
+
+
+def step_files(directory: Path) -> tuple[set[str], str | None]:
+    """The files of a step's folder by their names in it, and what is in there that no step has, in words."""
+    if directory.is_symlink():
+        return set(), "it is a link, not a folder"
+    names = set()
+    for folder, folders, files in os.walk(directory):
+        inner = os.path.relpath(folder, directory)
+        for name in sorted([*folders, *files]):
+            path = name if inner == "." else f"{inner}/{name}"
+            if os.path.islink(os.path.join(folder, name)):
+                return set(), f"{shown(path)} is a link, and a saved step has none"
+            if name.lower().endswith(_PICKLES):
+                return set(), f"{shown(path)} is a pickle, which may run code when opened, and a saved step has none"
+            if name in files:
+                names.add(path)
+    return names, None
+
+
+def is_inner_name(name: str) -> bool:
+    """Whether a name that a file gives stays in the folder that it is looked up in."""
+    return "\0" not in name and not name.startswith("/") and ".." not in name.split("/")
+
+
+def require_plausible(directory: Path, declared: Mapping[str, Any]) -> None:
+    """Refuses arrays that are declared far larger than what their files could hold.
+
+    Args:
+        directory: folder of their files.
+        declared: their metadata by name: shape, dtype and storage.
+
+    Raises:
+        CheckpointError: naming the largest array.
+    """
+    on_disk = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    sizes = {name: _bytes_to_read(array) for name, array in declared.items()}
+    limit = _EXPANSION * on_disk + _ALLOWANCE
+    if sum(sizes.values()) > limit:
+        name = max(sizes, key=sizes.__getitem__)
+        raise CheckpointError(
+            f"{directory}: declares arrays of {sum(sizes.values()):.1e} bytes ({shown(name)} alone {sizes[name]:.1e}), "
+            f"more than files of {on_disk} bytes can hold; nothing was read."
+        )
+
+
+def _bytes_to_read(array: Any) -> int:
+    chunk = getattr(getattr(array, "storage", None), "chunk_shape", None) or ()
+    return max(math.prod(array.shape), math.prod(chunk)) * np.dtype(array.dtype).itemsize

@@ -1,0 +1,122 @@
+"""Every wrong command line ends in one line with exit code 1, before anything is compiled, read or written."""
+
+import re
+import sys
+
+import pytest
+from absl import flags
+
+import main
+from fftlm_jax.training import loop, setup
+from fftlm_jax.training.run_directory import RunDirectory
+from tests.tiny import run_main
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+def forget_flags():
+    """As in a new process: every override of a config is a flag of its own."""
+    flags.FLAGS.unparse_flags()
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs main in this process up to where work would begin; returns exit code and stderr."""
+
+    def began(*_, **__):
+        raise AssertionError("work began")
+
+    for owner, name in ((setup, "load_run_corpus"), (RunDirectory, "acquire"), (loop.TrainingRun, "__init__")):
+        monkeypatch.setattr(owner, name, began)
+
+    def call(*arguments):
+        forget_flags()
+        command_line = ["main.py", f"--workdir={tmp_path / 'run'}", *arguments]
+        monkeypatch.setattr(sys, "argv", command_line)  # Where overrides are looked for.
+        try:
+            code = main.main(main.parse_flags(command_line))
+            err = capsys.readouterr().err
+        except SystemExit as stopped:  # As absl's app.run would print it.
+            code, err = 1, f"{stopped.code}\n"
+        return code, err
+
+    yield call
+    assert list(tmp_path.iterdir()) == []
+    forget_flags()
+
+
+KEYS = "--config.model."
+
+
+@pytest.mark.parametrize(
+    "case,arguments,message",
+    (
+        ("no layers", [f"{KEYS}n_layers=0"], "config.model.n_layers: must be at least 1, not 0."),
+        ("negative", [f"{KEYS}d_model=-8"], "config.model.d_model: must be at least 1, not -8."),
+        ("infinite", ["--config.lr.base=inf"], "config.lr.base: must be finite, not inf."),
+        ("minus infinite", ["--config.lr.base=-inf"], "config.lr.base: must be finite, not -inf."),
+        ("nan", ["--config.optim.clip=nan"], "config.optim.clip: must be finite, not nan."),
+        ("no rate", ["--config.lr.base=0"], "config.lr.base: must be greater than 0, not 0.0."),
+        (
+            "a cutoff beyond the window",
+            ["--config.curriculum.ladder=(4,999)"],
+            "config.curriculum.ladder: 999 bins lie outside 1..129, the bins of a window of 256 bytes",
+        ),
+        (
+            "a first cutoff beyond the window",
+            ["--config.curriculum.initial=130"],
+            "config.curriculum.initial: 130 bins lie outside 1..129",
+        ),
+        ("a typo in a value", ["--config.optim.name=adamv"], "must be one of adamw, muon (did you mean 'adamw'?)"),
+        ("too many layers", [f"{KEYS}n_layers=99999999"], "config.model.n_layers: must be at most 4096"),
+        ("more digits than a float has", [f"{KEYS}ffn_mult={10**40}"], "config.model.ffn_mult: must be at most 1024"),
+        ("windows without end", [f"{KEYS}seq_len=1099511627776"], "config.model.seq_len: must be at most 1048576"),
+        ("a batch without end", ["--config.train.batch_size=16777216"], "at once; lower it."),
+        ("steps without end", ["--config.train.epochs=2000000000"], "are more than 2147483647 steps; lower it."),
+        ("an extra argument", ["resume"], "UsageError: unexpected argument 'resume'"),
+    ),
+)  # fmt: skip
+def test_refusals(command, case, arguments, message):
+    code, err = command(QUICKSTART, *arguments)
+    assert code == 1 and message in err and err.count("\n") == 1, err
+    assert err.startswith(("ConfigError: ", "UsageError: "))
+
+
+@pytest.mark.parametrize(
+    "case,arguments,message",
+    (
+        ("no config", [], "UsageError: --config is missing"),
+        ("an unknown key", [QUICKSTART, "--config.model.d_modle=3"], "no such key: .*[Dd]id you mean.*d_model"),
+        ("an unknown section", [QUICKSTART, "--config.modle.d_model=3"], "Did you mean.*model"),
+        ("1e3 for a whole number", [QUICKSTART, "--config.train.epochs=1e3"], "UsageError: .*1e3"),
+        ("a text for a number", [QUICKSTART, "--config.lr.base=fast"], "UsageError: .*fast"),
+        ("a section by a dict", [QUICKSTART, "--config.model={'d_model': 1}"], "config.model: lacks .* never a whole"),
+        ("a section by a number", [QUICKSTART, "--config.model=3"], "config.model|UsageError"),
+        ("an unknown flag", [QUICKSTART, "--wrokdir=x"], "UsageError: .*wrokdir"),
+        ("no such config", ["--config=configs/none.py"], "the config file configs/none.py does not exist"),
+        ("control characters", [QUICKSTART, "--config.optim.name=\x1b[2J"], r"not '\\x1b\[2J'"),
+    ),
+)
+def test_refusals_of_the_command_itself(command, case, arguments, message):
+    code, err = command(*arguments)
+    assert code == 1 and re.search(message, err) and err.count("\n") == 1 and "\x1b" not in err, err
+
+
+def test_all_faults_are_told_at_once(command):
+    code, err = command(QUICKSTART, "--config.lr.base=nan", f"{KEYS}n_layers=0", f"{KEYS}conv_heads=7")
+    assert code == 1 and err.count("\n") == 2 and "lr.base" in err and "n_layers" in err, err
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    (
+        ([QUICKSTART, "--config.model={'d_model': 1}"], "never a whole section"),
+        ([QUICKSTART, "--config.curriculum.ladder=(4,999)", f"{KEYS}n_layers=0"], "n_layers: must be at least 1"),
+    ),
+)
+def test_a_process_of_its_own_says_the_same(arguments, message, tmp_path):
+    done = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout == "" and not (tmp_path / "run").exists()
