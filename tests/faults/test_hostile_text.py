@@ -70,7 +70,7 @@ def test_samples_are_written_harmlessly(recorder, tmp_path, capsys):
     """In samples.txt and on the console; TensorBoard is given none."""
     texts = []
     recorder.log._tensorboard = SimpleNamespace(
-        add_scalar=lambda *_: None, add_text=lambda *a: texts.append(a), flush=lambda: None, close=lambda: None
+        scalar=lambda *_: None, text=lambda *a: texts.append(a), flush=lambda: None, close=lambda: None
     )
     sample = b" | ".join(ATTACKS.values()) + b"\n\xff end"
     scores = {"bpb": 2.5, "loss": 1.5, "bpb_by_word_place": {}}
