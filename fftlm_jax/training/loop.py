@@ -22,7 +22,7 @@ from fftlm_jax.data import Prefetcher, TrainingWindows
 from fftlm_jax.errors import CheckpointError, Interrupted, SaveError
 from fftlm_jax.model import build
 from fftlm_jax.optim import learning_rate_in_force
-from fftlm_jax.parallel import StopTogether, distribute, is_first_process, join_processes, wait_for_all
+from fftlm_jax.parallel import StopTogether, is_first_process, join_processes, wait_for_all
 from fftlm_jax.training import setup
 from fftlm_jax.training.checkpoint import Checkpoints, Restored
 from fftlm_jax.training.compiler import StepVariant
@@ -201,8 +201,13 @@ class TrainingRun:
         return restored.arrays
 
     def _batch(self, step: int) -> Any:
-        windows = self.windows.batch(*self._windows_of(step), self.config.train.batch_size)
-        return windows if self.mesh is None else distribute(windows, setup.windows_sharding(self.mesh))
+        of_step = (*self._windows_of(step), self.config.train.batch_size)
+        if self.mesh is None:
+            return self.windows.batch(*of_step)
+        shape = (*of_step[1:], self.windows.length)
+        # Every process reads the rows of its own devices, and no others.
+        own_rows = lambda index: self.windows.batch(*of_step, rows=index[1])  # noqa: E731
+        return jax.make_array_from_callback(shape, setup.windows_sharding(self.mesh), own_rows)
 
     def _windows_of(self, step: int) -> tuple[int, int]:
         """The number of a step's first window, and its micro-batches."""
