@@ -9,6 +9,7 @@
 `optimizer`: what alpha adds to an update, grouping against optax's Muon leaf by leaf, and Muon's step against AdamW's.
 `decode`: a byte of generated text by mode and by place; --workdir adds the speculative drafts of a trained run.
 `raise`: the steps around a raise, compiled ahead or not, and with the cutoff traced instead.
+`scale`: memory of a device and collectives of a step on eight simulated devices, by mesh.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from experiments.bench_conv import bench_conv  # noqa: E402 (jax reads its flags
 from experiments.bench_decode import bench_decode  # noqa: E402
 from experiments.bench_optimizer import bench_optimizer  # noqa: E402
 from experiments.bench_raise import bench_raise  # noqa: E402
+from experiments.bench_scale import bench_scale  # noqa: E402
 from experiments.bench_step import bench_step  # noqa: E402
 from experiments.interleaved import Row  # noqa: E402
 from fftlm_jax.training.run_directory import environment  # noqa: E402
@@ -37,6 +39,7 @@ SUITES: dict[str, Callable[..., list[Row]]] = {
     "optimizer": bench_optimizer,
     "decode": bench_decode,
     "raise": bench_raise,
+    "scale": bench_scale,
 }
 
 
