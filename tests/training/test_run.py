@@ -207,7 +207,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, strai
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     assert verify_main(["verify", str(copy)]) == 4
-    assert f"{data.name} does not match its manifest" in capsys.readouterr().out
+    assert f"{data.name}' does not match its manifest" in capsys.readouterr().out
     done = run_main(*arguments, f"--workdir={copy}")
     assert done.returncode == 0 and "resuming from step 15" in done.stdout
     assert hash_of(copy, capsys) == hash_of(straight[0], capsys)
