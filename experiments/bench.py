@@ -9,6 +9,7 @@
 `optimizer`: what alpha adds to an update, grouping against optax's Muon leaf by leaf, and Muon's step against AdamW's.
 `decode`: a byte of generated text by mode and by place; --workdir adds the speculative drafts of a trained run.
 `raise`: the steps around a raise, compiled ahead or not, and with the cutoff traced instead.
+`malloc`: a training step with and without `fftlm_jax.malloc`.
 `scale`: memory of a device and collectives of a step on eight simulated devices, by mesh.
 """
 
@@ -26,6 +27,7 @@ xla_flags.set_cpu_defaults(os.environ)
 
 from experiments.bench_conv import bench_conv  # noqa: E402 (jax reads its flags on import)
 from experiments.bench_decode import bench_decode  # noqa: E402
+from experiments.bench_malloc import bench_malloc  # noqa: E402
 from experiments.bench_optimizer import bench_optimizer  # noqa: E402
 from experiments.bench_raise import bench_raise  # noqa: E402
 from experiments.bench_scale import bench_scale  # noqa: E402
@@ -40,6 +42,7 @@ SUITES: dict[str, Callable[..., list[Row]]] = {
     "decode": bench_decode,
     "raise": bench_raise,
     "scale": bench_scale,
+    "malloc": bench_malloc,
 }
 
 
