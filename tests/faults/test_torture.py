@@ -60,8 +60,7 @@ def test_a_disk_that_is_full_for_a_while(reference, small_disk, monkeypatch, cap
 
 
 def test_a_disk_that_stays_full(reference, small_disk, monkeypatch):
-    point = faults.point
-    monkeypatch.setattr(faults, "point", lambda place, n: fill(small_disk) if n == 8 else point(place, n))
+    monkeypatch.setattr(faults, "point", lambda *at: fill(small_disk) if at == ("mid_step", 8) else None)
     with pytest.raises(SaveError, match="step 20 could not be saved") as error:
         run(short_values(), small_disk / "run")
     assert error.value.exit_code == 6
