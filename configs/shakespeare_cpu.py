@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     # Muon needs about half the data that AdamW needs, for a sixth more time per step.
     c.lr.update(base=0.02, stages=(("rest", 1.0, 0.02),))
     c.optim.update(name="muon", weight_decay=0.1)
-    c.train.update(batch_size=16, accum_steps=1, steps_per_epoch=400, epochs=4, log_every=100)
+    c.train.update(batch_size=16, accum_steps=1, steps_per_epoch=400, epochs=3, log_every=100)
     c.eval.update(every=400, batch_size=64, max_bytes=0)
     c.checkpoint.every = 400
     c.sample.prompt = "ROMEO:\n"

@@ -9,7 +9,7 @@ import ctypes
 import sys
 from collections.abc import Mapping
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # From glibc's malloc.h.
 _KEPT = 1 << 30  # Larger blocks are still mapped and given back one by one.
 _NEVER_TRIM = 2**31 - 1
 
@@ -30,4 +30,6 @@ def keep_freed_blocks(environment: Mapping[str, str]) -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _KEPT)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM))
+    # One arena: those that other threads would get hold at most 64 MiB, and larger blocks would be mapped after all.
+    options = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _KEPT), (_M_TRIM_THRESHOLD, _NEVER_TRIM))
+    return all([bool(mallopt(*option)) for option in options])

@@ -7,22 +7,27 @@ import pytest
 
 from fftlm_jax import malloc
 
-# Takes, fills and frees 64 MiB five times; prints the page faults of the last four rounds.
+# Takes, fills and frees 128 MiB five times in a thread of its own, as XLA does (its arena would hold at most 64 MiB);
+# prints the page faults of the last four rounds.
 _ROUNDS = """
-import ctypes, resource, sys
+import ctypes, resource, sys, threading
 from fftlm_jax import malloc
 if sys.argv[1] == "kept" and not malloc.keep_freed_blocks({}):
     print("unsupported"); sys.exit()
-libc, size = ctypes.CDLL(None), 64 << 20
+libc, size = ctypes.CDLL(None), 128 << 20
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-for turn in range(5):
-    if turn == 1:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    block = libc.malloc(size)
-    libc.memset(block, 1, size)
-    libc.free(block)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def rounds():
+    for turn in range(5):
+        if turn == 1:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = libc.malloc(size)
+        libc.memset(block, 1, size)
+        libc.free(block)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=rounds)
+thread.start()
+thread.join()
 """
 
 
@@ -34,7 +39,7 @@ def faults(mode: str) -> int:
 
 
 def test_a_freed_block_is_used_again_without_page_faults():
-    assert faults("kept") < 100
+    assert faults("kept") < 100 < faults("default")
 
 
 @pytest.mark.parametrize("name", ("MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"))
