@@ -2,8 +2,8 @@
 
     python main.py --config=configs/shakespeare_cpu.py --config.data.path=tinyshakespeare.txt
 
-Expected result: 1.50 to 1.51 nats per byte (2.17 to 2.18 bpb, two seeds) on the last tenth of TinyShakespeare after
-182 s of training on two idle cores. For comparison and for what did not help, see experiments/LOG.md.
+Expected result: 1.50 nats per byte (2.17 bpb, one seed) on the last tenth of TinyShakespeare after 145 s of training on
+two cores. For comparison and for what did not help, see experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
