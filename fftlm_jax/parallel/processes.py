@@ -5,6 +5,7 @@ anybody acts on it, or they would wait for each other forever.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -15,6 +16,9 @@ from jax.sharding import Mesh
 
 from fftlm_jax.errors import UsageError
 from fftlm_jax.parallel.sharding import replicated, rows
+
+_BARRIERS = itertools.count()  # A barrier's name may be used once; all processes come to all of them in one order.
+_PATIENCE_MS = 3_600_000  # Of waiting for a slow process; one that died is known after `heartbeat` seconds.
 
 
 def join_processes(coordinator: str, processes: int, process_id: int, heartbeat: int) -> None:
@@ -47,9 +51,15 @@ def is_first_process() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once every process has come to this place; `what` names it in errors."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    """Returns once every process has come to this place; `what` names it in errors.
+
+    Asks the coordinator, not the devices: on CPU these give each other up after half a minute.
+    """
+    if jax.process_count() == 1:
+        return
+    import orbax.checkpoint as ocp  # Late: it takes a second to import, which the model alone should not wait for.
+
+    ocp.multihost.get_barrier_sync_fn()(key=f"fftlm_jax {next(_BARRIERS)}: {what}", timeout_ms=_PATIENCE_MS)
 
 
 @contextlib.contextmanager
@@ -69,6 +79,7 @@ def together(*errors: type[Exception]) -> Iterator[None]:
 
 
 def _all_well(well: bool) -> bool:
+    wait_for_all("all say whether it went well")
     return well if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.asarray(well))))
 
 

@@ -97,6 +97,7 @@ class TrainingRun:
         model, keep = config.model, config.checkpoint
         self.batch_stages = setup.batch_stages(config)
         self.windows = TrainingWindows(self.corpus.train, model.seq_len, model.chunk, config.seed)
+        self.mesh = setup.build_mesh(config)
         wait_for_all("the run directory is looked at")
         self.moved_to = directory.move_aside() if overwrite and self.writes else None
         if self.writes:
@@ -104,7 +105,6 @@ class TrainingRun:
             stack.callback(directory.release)
         wait_for_all("the run directory is ready")
 
-        self.mesh = setup.build_mesh(config)
         self.tx = setup.build_optimizer_of(config, self.mesh)
         self.graph, _ = build(config.model)
         self.controller: Controller = setup.build_controller(config)
@@ -239,6 +239,7 @@ class TrainingRun:
             # Steps take twice as long while a compile shares their cores, so on CPU the first ones come before.
             if step == self.first_step and jax.default_backend() == "cpu":
                 future.result()
+        wait_for_all("the step is compiled")
         self.lap = time.perf_counter()
 
     def _variant(self, cutoff: int, step: int) -> StepVariant:

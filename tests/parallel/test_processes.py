@@ -1,4 +1,7 @@
-"""Two real processes (gloo over localhost, two simulated devices each): one run, stopped, killed and resumed."""
+"""Two real processes (gloo over localhost, two simulated devices each): one run, stopped, killed and resumed.
+
+Large parameters are cut over all four devices, so no process ever has a whole one to itself.
+"""
 
 import os
 import random
@@ -22,7 +25,7 @@ from tests.tiny import tiny_values
 
 def get_config():
     return tiny_values(train__batch_size=8, checkpoint__every=4, eval__every=20, sample__bytes=4, train__log_every=1,
-                       curriculum__rule="none", model__conv_method="fft")
+                       curriculum__rule="none", model__conv_method="fft", mesh__fsdp=4, mesh__fsdp_min_size=100)
 """
 
 
@@ -95,7 +98,7 @@ def straight(arguments, tmp_path_factory):
 
 def test_two_processes_learn_what_one_device_does(arguments, straight, tmp_path):
     workdir = tmp_path / "one"
-    assert finish(start(arguments, workdir, processes=1, devices=1), workdir) == [0]
+    assert finish(start([*arguments, "--config.mesh.fsdp=1"], workdir, processes=1, devices=1), workdir) == [0]
     found, expected = values(straight, "train", "loss"), values(workdir, "train", "loss")
     assert len(found) == len(expected) == 20
     assert found[:10] == pytest.approx(expected[:10], rel=1e-5)
