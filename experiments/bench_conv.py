@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.interleaved import Row, compare
+from experiments.peers import torch_peers
 from fftlm_jax.spectral import causal_convolve
 
 _TAPS = (32, 64, 128, 256)
@@ -50,28 +51,19 @@ def _gradient(convolve: Callable) -> Callable:
 
 
 def _against_torch(rounds: int) -> list[Row]:
-    rows = []
+    rows, peers = [], torch_peers()
     for B in (4, 8):
         u, kernel, dy = _operands(B, 1024, 512, 8, 128)
         forward = {name: jax.jit(way) for name, way in ways().items()}
         both = {name: jax.jit(_gradient(way)) for name, way in ways().items()}
         sides = {name: lambda f=f: f(u, kernel) for name, f in forward.items()}
         both_sides = {name: lambda f=f: f(u, kernel, dy) for name, f in both.items()}
-        for name, (torch_forward, torch_both) in _torch_sides(u, kernel, dy).items():
+        for name, (torch_forward, torch_both) in (peers.convolution_sides(u, kernel, dy) if peers else {}).items():
             sides[name], both_sides[name] = torch_forward, torch_both
         case = f"B={B} T=1024 D=512 H=8 K=128"
         rows.append(compare(f"convolution, forward, {case}", sides, rounds))
         rows.append(compare(f"convolution, forward and backward, {case}", both_sides, rounds))
     return rows
-
-
-def _torch_sides(u: jax.Array, kernel: jax.Array, dy: jax.Array) -> dict[str, tuple[Callable, Callable]]:
-    try:
-        from experiments.torch_peers import convolution_sides
-    except ImportError:
-        print("no PyTorch here (pip install -e '.[bench]'): its sides are left out")
-        return {}
-    return convolution_sides(u, kernel, dy)
 
 
 def _memory() -> list[Row]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import aligned, shakespeare_cpu
 from experiments.interleaved import Row, compare
+from experiments.peers import torch_peers
 from fftlm_jax.config import Config, read_config
 from fftlm_jax.curriculum import Answer
 from fftlm_jax.model import build, init_params
@@ -44,17 +45,15 @@ def _compare_steps(label: str, values: ConfigDict, rounds: int) -> Row:
 
 def _torch_sides(config: Config) -> Mapping[str, Callable[[], Any]]:
     """PyTorch's steps from the same weights, on the same windows, checked to begin at the same loss."""
-    try:
-        from experiments import torch_peers
-    except ImportError:
-        print("no PyTorch here (pip install -e '.[bench]'): its sides are left out")
+    peers = torch_peers()
+    if peers is None:
         return {}
     params, windows = init_params(config.model, config.seed), windows_of(config)[0]
     ours = float(training_step(config)())
     sides = {}
-    for name, convolve in torch_peers.METHODS.items():
+    for name, convolve in peers.METHODS.items():
         for compiled in (False, True):
-            step = torch_peers.peer_training_step(config, params, windows, convolve, compiled=compiled)
+            step = peers.peer_training_step(config, params, windows, convolve, compiled=compiled)
             np.testing.assert_allclose(float(step()), ours, rtol=1e-4)
             sides[f"{name}, compiled" if compiled else f"{name}, eager"] = step
     return sides

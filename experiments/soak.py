@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from fftlm_jax.training.checkpoint import read_arrays, read_host
 from fftlm_jax.training.manifest import MANIFEST, manifest_fault, step_numbers
 from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.training.saved_step import read_arrays, read_host
 from fftlm_jax.training.verify import state_hash
 
 ROOT = Path(__file__).resolve().parent.parent

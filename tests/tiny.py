@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import random
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +11,9 @@ from ml_collections import ConfigDict
 
 from configs import aligned
 from fftlm_jax.config import Config, read_config
+from fftlm_jax.training.manifest import manifest_fault, step_numbers
+from fftlm_jax.training.saved_step import read_arrays, read_host
+from fftlm_jax.training.verify import state_hash
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -34,6 +38,21 @@ def tiny_values(**overrides: Any) -> ConfigDict:
 def tiny(**overrides: Any) -> Config:
     """The validated form of `tiny_values`."""
     return read_config(tiny_values(**overrides))
+
+
+def write_words(file: pathlib.Path) -> None:
+    """A corpus of 3000 random words out of 40, always the same."""
+    words = [bytes(random.Random(i).choices(b"abcdefgh ", k=6)) for i in range(40)]
+    file.write_bytes(b" ".join(random.Random(0).choices(words, k=3000)))
+
+
+def hash_of(workdir: pathlib.Path, step: int | None = None) -> str:
+    """Hash of the newest state, or of a step's; every step must be whole."""
+    checkpoints = workdir / "checkpoints"
+    steps = step_numbers(checkpoints)
+    assert {s: manifest_fault(checkpoints / str(s)) for s in steps} == dict.fromkeys(steps), "all are whole"
+    folder = checkpoints / str(step or steps[-1])
+    return state_hash(read_arrays(folder), read_host(folder)["controller"])
 
 
 def run_main(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:

@@ -1,6 +1,8 @@
 """The source card's experiment, aggressive decay (0.70): `raft_constant_lr.py` but for the learning rate of its cycles.
 
-python main.py --config=configs/experimental/raft_aggressive_decay.py --workdir=runs/raft_aggressive_decay
+    python main.py --config=configs/experimental/raft_aggressive_decay.py --workdir=runs/raft_aggressive_decay
+
+What came of it is in experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict

@@ -92,7 +92,7 @@ def _draw_losses(axis: Axes, results: Sequence[CycleResult]) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("step of all cycles (their numbers on top)")
     axis.set_ylabel("nats per byte")
-    axis.set_title("training loss", pad=16)
+    axis.set_title("training loss (every cycle has a fresh Adam)", pad=16)
 
 
 def _draw_learning_rates(axis: Axes, results: Sequence[CycleResult]) -> None:

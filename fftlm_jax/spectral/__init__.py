@@ -4,11 +4,9 @@ from fftlm_jax.spectral.convolve import (
     CONVOLUTION_METHODS,
     ConvolutionMethod,
     causal_convolve,
-    convolve_window,
-    fast_fft_length,
-    toeplitz_matrix,
 )
 from fftlm_jax.spectral.cosine import cosine_basis, cosine_mask, spectrum_to_taps, taps_to_spectrum
+from fftlm_jax.spectral.fft_convolve import fast_fft_length
 from fftlm_jax.spectral.low_pass import (
     LOW_PASS_METHODS,
     LowPass,
@@ -21,3 +19,4 @@ from fftlm_jax.spectral.low_pass import (
     minimum_phase_taps,
     no_filter,
 )
+from fftlm_jax.spectral.toeplitz import convolve_window, toeplitz_matrix

@@ -13,19 +13,15 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as retention
 
 from fftlm_jax import faults
-from fftlm_jax.array_names import by_name, misfits
 from fftlm_jax.errors import CheckpointError, NonFiniteError, SaveError
 from fftlm_jax.parallel import is_first_process, together
 from fftlm_jax.training.finite import nonfinite_arrays
-from fftlm_jax.training.foreign import require_plausible
 from fftlm_jax.training.manifest import MANIFEST, is_step_name, manifest_fault, step_numbers, write_manifest
-from fftlm_jax.untrusted import read_json
+from fftlm_jax.training.saved_step import first_line, read_host, read_metric, restore_arrays
 
 _DOOMED = ".deleting"  # In the name of an old step that is being deleted.
 _TEMPORARY = (".orbax-checkpoint-tmp", _DOOMED)  # The first: of a folder that orbax has not finished.
@@ -102,7 +98,7 @@ class Checkpoints:
                     faults.point("after_manifest", step)
         except (OSError, ValueError, SaveError) as error:
             self._forget_unfinished(step)
-            raise SaveError(f"{self.directory}: step {step} could not be saved ({_first_line(error)}).") from error
+            raise SaveError(f"{self.directory}: step {step} could not be saved ({first_line(error)}).") from error
         if not saved:
             raise SaveError(f"{self.directory}: orbax refused to save step {step}; is a newer step in the folder?")
         if is_first_process():
@@ -159,7 +155,8 @@ class Checkpoints:
         for step in reversed(steps):
             fault = manifest_fault(self.directory / str(step))
             if fault is None:
-                restored = self._restore_step(step, abstract_arrays)
+                directory = self.directory / str(step)
+                restored = Restored(restore_arrays(directory, abstract_arrays), read_host(directory), step)
                 self._set_aside(faulty)
                 return restored
             faulty[step] = fault
@@ -175,15 +172,6 @@ class Checkpoints:
         """Releases orbax's resources."""
         if self._manager is not None:
             self._manager.close()
-
-    def _restore_step(self, step: int, abstract_arrays: Any) -> Restored:
-        directory = self.directory / str(step)
-        check_shapes(directory, abstract_arrays)
-        try:
-            arrays = ocp.StandardCheckpointer().restore(directory / "arrays", abstract_arrays)
-        except Exception as error:  # Whatever files that were made to mislead bring the reader to.
-            raise CheckpointError(f"{directory}: its arrays cannot be read ({_first_line(error)}).") from None
-        return Restored(arrays, read_host(directory), step)
 
     def _set_aside(self, why: dict[int, str]) -> None:
         if not is_first_process():
@@ -214,90 +202,5 @@ def stray_names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name not in known) if directory.is_dir() else []
 
 
-def read_host(directory: Path) -> dict[str, Any]:
-    """The host's state of a step.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
-    file = directory / "host" / "metadata"
-    try:
-        host = read_json(file, nan=True)
-        if not isinstance(host, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}).") from None
-    return host
-
-
-def declared_arrays(directory: Path) -> Any:
-    """Metadata of the arrays of a step, in the structure the file declares; nothing is allocated.
-
-    Raises:
-        CheckpointError: if it cannot be read, or declares more than the files can hold.
-    """
-    try:
-        tree = ocp.PyTreeCheckpointer().metadata(directory / "arrays").item_metadata.tree
-        arrays = by_name(tree, "/")
-        if not isinstance(tree, dict) or not all(np.dtype(a.dtype) and tuple(a.shape) >= () for a in arrays.values()):
-            raise ValueError("it holds something else than named arrays")
-    except Exception as error:  # Whatever files that were made to mislead bring the reader to.
-        raise CheckpointError(f"{directory}: its arrays cannot be read ({_first_line(error)}).") from None
-    require_plausible(directory, arrays)
-    return tree
-
-
-def read_arrays(directory: Path, wanted: dict[str, Any] | None = None) -> Any:
-    """Arrays of a step as a nested dict or list of NumPy arrays.
-
-    Args:
-        directory: the step.
-        wanted: abstract arrays, by the name of the part of the state they belong to: that part alone is read, and
-            refused unless it is as wanted. None reads all, in the structure the file declares.
-
-    Raises:
-        CheckpointError: naming arrays that are not as wanted, or if they cannot be read.
-    """
-    tree = declared_arrays(directory)
-    if wanted is not None:
-        _require_fit(directory, {name: tree[name] for name in wanted if name in tree}, wanted)
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree if wanted is None else wanted)
-    part = {"item": wanted, "partial_restore": True} if wanted is not None else {}
-    try:
-        return ocp.PyTreeCheckpointer().restore(
-            directory / "arrays", args=ocp.args.PyTreeRestore(restore_args=restore_args, **part)
-        )
-    except Exception as error:  # As above.
-        raise CheckpointError(f"{directory}: its arrays cannot be read ({_first_line(error)}).") from None
-
-
-def read_metric(directory: Path) -> float | None:
-    """The held-out bpb that a step was saved with, if it was evaluated; None too where that cannot be read."""
-    try:
-        bpb = read_json(directory / "metrics" / "metrics")["bpb"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(bpb) if isinstance(bpb, float) or type(bpb) is int else None
-
-
-def check_shapes(directory: Path, abstract_arrays: Any) -> None:
-    """Compares a step's arrays with the expected structure; orbax itself casts a wrong dtype silently.
-
-    Raises:
-        CheckpointError: naming every array that is missing, unexpected, or of another shape or dtype.
-    """
-    _require_fit(directory, declared_arrays(directory), abstract_arrays)
-
-
-def _require_fit(directory: Path, declared: Any, wanted: Any) -> None:
-    faults = misfits(by_name(declared, "/"), by_name(wanted, "/"))
-    if faults:
-        raise CheckpointError(f"{directory}: does not fit this model: {'; '.join(faults)}.")
-
-
 def _bpb(metrics: dict[str, float]) -> float:
     return metrics["bpb"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

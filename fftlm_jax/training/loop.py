@@ -18,8 +18,8 @@ from fftlm_jax import faults
 from fftlm_jax.config import Config, to_dict
 from fftlm_jax.curriculum import Answer, Controller, Raise, Spike, adaptive_factor, answer_to_raise
 from fftlm_jax.cutoff import freq_bins
-from fftlm_jax.data import Prefetcher, TrainingWindows
-from fftlm_jax.errors import CheckpointError, Interrupted, SaveError
+from fftlm_jax.data import Prefetcher
+from fftlm_jax.errors import CheckpointError, Interrupted
 from fftlm_jax.model import build
 from fftlm_jax.optim import learning_rate_in_force
 from fftlm_jax.parallel import StopTogether, is_first_process, join_processes, wait_for_all
@@ -34,8 +34,10 @@ from fftlm_jax.training.progress import Progress
 from fftlm_jax.training.recorder import Recorder
 from fftlm_jax.training.resume import changes_of, refuse_changes, require_same_corpus
 from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.training.saver import Saver
 from fftlm_jax.training.silent import SilentRecorder
 from fftlm_jax.training.step import StepMetrics, TrainState, events
+from fftlm_jax.training.step_windows import StepWindows
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -94,10 +96,8 @@ class TrainingRun:
             if directory.has_config:
                 refuse_changes(directory.read_config(), config)
         self.corpus = setup.load_run_corpus(config)
-        model, keep = config.model, config.checkpoint
-        self.batch_stages = setup.batch_stages(config)
-        self.windows = TrainingWindows(self.corpus.train, model.seq_len, model.chunk, config.seed)
         self.mesh = setup.build_mesh(config)
+        self.windows = StepWindows(config, self.corpus.train, self.mesh)
         wait_for_all("the run directory is looked at")
         self.moved_to = directory.move_aside() if overwrite and self.writes else None
         if self.writes:
@@ -108,9 +108,9 @@ class TrainingRun:
         self.tx = setup.build_optimizer_of(config, self.mesh)
         self.graph, _ = build(config.model)
         self.controller: Controller = setup.build_controller(config)
+        keep = config.checkpoint
         self.checkpoints = Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)
         stack.callback(self.checkpoints.close)
-        self.failed_saves = 0  # In a row.
         self.progress = Progress()
         self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx, self.mesh))
         self.first_step = self.restored.step if self.restored else 0
@@ -132,6 +132,7 @@ class TrainingRun:
             stack.callback(self.recorder.close)
         else:
             self.recorder = SilentRecorder()
+        self.saver = Saver(self.checkpoints, self.recorder, self.config.checkpoint.retries)
         self.compiler = stack.enter_context(setup.build_compiler(self.config, self.graph, self.tx, self.mesh))
         if self.moved_to:
             self.recorder.console.say(f"the old run was moved to {self.moved_to.name}")
@@ -146,7 +147,7 @@ class TrainingRun:
         """The loop."""
         config, total = self.config, self.config.total_steps
         with ExitStack() as stack:
-            batches = Prefetcher(self._batch, self.first_step)
+            batches = Prefetcher(self.windows.batch, self.first_step)
             stack.callback(batches.close)
             profiler = stack.enter_context(ProfilerWindow(config.profile, self.directory.profile))
             stopping = StopTogether(self.mesh)
@@ -200,26 +201,12 @@ class TrainingRun:
         self.progress.load_state_dict(host)
         return restored.arrays
 
-    def _batch(self, step: int) -> Any:
-        of_step = (*self._windows_of(step), self.config.train.batch_size)
-        if self.mesh is None:
-            return self.windows.batch(*of_step)
-        shape = (*of_step[1:], self.windows.length)
-        # Every process reads the rows of its own devices, and no others.
-        own_rows = lambda index: self.windows.batch(*of_step, rows=index[1])  # noqa: E731
-        return jax.make_array_from_callback(shape, setup.windows_sharding(self.mesh), own_rows)
-
-    def _windows_of(self, step: int) -> tuple[int, int]:
-        """The number of a step's first window, and its micro-batches."""
-        first = self.batch_stages.micro_batches_before(step) * self.config.train.batch_size
-        return first, self.batch_stages.micro_batches(step)
-
     def _follow(self, step: int, raised: Raise | None) -> None:
         """Exchanges the compiled step where the cutoff or the batch has changed before `step`."""
-        changed = self.batch_stages.changes_at(step)
+        changed = self.windows.stages.changes_at(step)
         if changed:
             self._settle()
-            self.recorder.batch_changed(step, *map(self.batch_stages.micro_batches, (step - 1, step)))
+            self.recorder.batch_changed(step, *map(self.windows.stages.micro_batches, (step - 1, step)))
         if raised:
             faults.point("before_raise_save", step)
         if raised or (changed and step > self.first_step):
@@ -231,7 +218,7 @@ class TrainingRun:
         compiled = self.compiler.get(self._variant(self.controller.cutoff, step))
         self.run_step = compiled.run
         self.recorder.compiled(step, self.controller.cutoff, compiled.seconds, time.perf_counter() - start)
-        upcoming, change = self.controller.upcoming_cutoff(), self.batch_stages.next_change(step)
+        upcoming, change = self.controller.upcoming_cutoff(), self.windows.stages.next_change(step)
         ahead = [] if upcoming is None else [self._variant(upcoming, step)]
         ahead += [] if change is None else [self._variant(self.controller.cutoff, change)]
         for variant in ahead:
@@ -243,7 +230,7 @@ class TrainingRun:
         self.lap = time.perf_counter()
 
     def _variant(self, cutoff: int, step: int) -> StepVariant:
-        return StepVariant(setup.low_pass_at(self.config, cutoff), self.batch_stages.micro_batches(step))
+        return StepVariant(setup.low_pass_at(self.config, cutoff), self.windows.stages.micro_batches(step))
 
     def _raise_if_due(self, step: int) -> Raise | None:
         if not self.controller.is_due(step):
@@ -287,16 +274,14 @@ class TrainingRun:
         if spike:
             self.recorder.answered_spike(done - 1, spike, lr_before, self.lr)
         if not metrics.finite:
-            first, micro_batches = self._windows_of(done - 1)
-            offsets = self.windows.offsets(first, micro_batches * self.config.train.batch_size).tolist()
-            error = self.recorder.nonfinite(done, metrics, self.controller.cutoff, offsets)
+            error = self.recorder.nonfinite(done, metrics, self.controller.cutoff, self.windows.offsets(done - 1))
             if metrics.halted:
                 raise error
             return  # Passed over; neither the curriculum nor an average sees its loss.
         loss = float(metrics.loss)
         self.progress.record(loss)
         self.controller.record(loss)
-        self.recorder.step(done, metrics, self.controller.cutoff, self.batch_stages.micro_batches(done - 1), seconds)
+        self.recorder.step(done, metrics, self.controller.cutoff, self.windows.stages.micro_batches(done - 1), seconds)
         if self.controller.raises:
             self.recorder.opened_coefficients(done, metrics, self.controller.raises[-1])
 
@@ -320,10 +305,7 @@ class TrainingRun:
         self.recorder.epoch_ended(done, average, progress.scores, self.controller.cutoff, self.lr, progress.seconds())
 
     def _save(self, done: int, bpb: float | None, must: bool) -> None:
-        """Saves step `done`, ranked by `bpb` if it was just evaluated.
-
-        Unless it `must`, some saves in a row may fail (a full disk may be cleared); training goes on meanwhile.
-        """
+        """Saves step `done` with all that a later process needs to go on as this one would."""
         self._settle()
         metrics_bytes, samples_bytes = self.recorder.flush()
         host = {
@@ -334,16 +316,7 @@ class TrainingRun:
             "metrics_bytes": metrics_bytes,
             "samples_bytes": samples_bytes,
         }
-        try:
-            self.checkpoints.save(done, self.state, host, bpb)
-        except SaveError as error:
-            self.failed_saves += 1
-            if must or self.failed_saves > self.config.checkpoint.retries:
-                raise
-            self.recorder.save_failed(done, str(error))
-        else:
-            self.failed_saves = 0
-            self.recorder.saved(done)
+        self.saver.save(done, self.state, host, bpb, must)
         self.lap = time.perf_counter()
 
     def _interrupted(self, done: int, number: int) -> Interrupted:

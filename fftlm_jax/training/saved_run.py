@@ -17,10 +17,10 @@ from fftlm_jax.errors import CheckpointError, ConfigError, UsageError
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training.checkpoint import declared_arrays, read_arrays, read_host, read_metric
 from fftlm_jax.training.host_state import cutoff_of, text_of
 from fftlm_jax.training.manifest import is_step_name, manifest_fault, step_numbers
 from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.training.saved_step import declared_arrays, read_arrays, read_host, read_metric
 from fftlm_jax.training.setup import evaluation_low_pass
 from fftlm_jax.training.step import averaged_params
 

@@ -106,6 +106,47 @@ def _spectrum_update(updates: Params) -> jax.Array | None:
     return None if spectrum is None else jnp.mean(jnp.square(spectrum), axis=(0, 1))
 
 
+def _micro_loss(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Callable[..., tuple[jax.Array, tuple]]:
+    """The loss of a micro-batch as a function of what is trained, of all parameters, its windows and a dropout key."""
+    objective = config.objective
+
+    def loss(learned: Params, params: Params, windows_BW: jax.Array, key: jax.Array | None) -> tuple[jax.Array, tuple]:
+        scores = score(
+            graph,
+            {**params, **learned},
+            windows_BW,
+            low_pass,
+            chunk=config.model.chunk,
+            with_chunk=objective.has_chunks,
+            last_only=objective.is_last_only,
+            dropout_key=key,
+        )
+        return objective_loss(config, scores)
+
+    return loss
+
+
+def _kept(
+    state: TrainState, advanced: TrainState, sound: jax.Array, sane_update: jax.Array, limit: int
+) -> tuple[TrainState, jax.Array]:
+    """The state after a step, and whether its update was made.
+
+    Args:
+        state, advanced: before the step, and as its update would leave it.
+        sound: whether loss and gradient are finite.
+        sane_update: whether the update is.
+        limit: steps in a row that may be passed over.
+    """
+    committed = sound & sane_update & ~state.halted
+    passed = jnp.zeros((), bool)
+    kept = jax.tree.map(lambda new, old: jnp.where(committed, new, old), advanced, state)
+    if limit:
+        passed = ~sound & sane_update & ~state.halted & (state.skipped < limit)
+        over = state._replace(opt_state=advanced.opt_state, step=advanced.step, skipped=state.skipped + 1)
+        kept = jax.tree.map(lambda new, old: jnp.where(passed, new, old), over, kept)
+    return kept._replace(halted=~(committed | passed)), committed
+
+
 def make_train_step(
     config: Config,
     graph: nnx.GraphDef,
@@ -124,24 +165,10 @@ def make_train_step(
         `step(state, windows, restart, pulse, reduce_by) -> (state, metrics)`, donating `state`. `windows` is uint8
         [accum_steps, batch_size, seq_len + chunk]; the last three are the scalars of `events`.
     """
-    objective, limit = config.objective, config.train.skip_nonfinite
+    loss_of = _micro_loss(config, graph, low_pass)
+    limit = config.train.skip_nonfinite
     dropout_key = jax.random.key(config.seed + 1) if config.model.dropout else None
     average = averaging(config)
-
-    def micro_loss(
-        learned: Params, params: Params, windows_BW: jax.Array, key: jax.Array | None
-    ) -> tuple[jax.Array, tuple]:
-        scores = score(
-            graph,
-            {**params, **learned},
-            windows_BW,
-            low_pass,
-            chunk=config.model.chunk,
-            with_chunk=objective.has_chunks,
-            last_only=objective.is_last_only,
-            dropout_key=key,
-        )
-        return objective_loss(config, scores)
 
     def laid_out(loss_and_grads: tuple) -> tuple:
         """Gradients cut as their parameters are, so that no device ever holds them whole."""
@@ -161,7 +188,7 @@ def make_train_step(
 
         def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
             windows_BW, key = inputs
-            value_and_grads = jax.value_and_grad(micro_loss, has_aux=True)(learned, state.params, windows_BW, key)
+            value_and_grads = jax.value_and_grad(loss_of, has_aux=True)(learned, state.params, windows_BW, key)
             return laid_out(jax.tree.map(jnp.add, total, value_and_grads)), None
 
         zeros = laid_out(((jnp.zeros(()), (jnp.zeros(()), jnp.zeros(()))), jax.tree.map(jnp.zeros_like, learned)))
@@ -179,24 +206,18 @@ def make_train_step(
             grads, state.opt_state, learned, restart=restart, pulse=pulse, reduce_by=reduce_by
         )
         sane_update = jnp.isfinite(optax.tree.norm(updates))
-        commit = sound & sane_update & ~state.halted
         params = {**state.params, **optax.apply_updates(learned, updates)}
         ema = average.update(params, state.ema)[1] if average else None
         advanced = TrainState(params, opt_state, ema, state.step + 1, jnp.zeros_like(state.skipped), state.halted)
-        kept = jax.tree.map(lambda new, old: jnp.where(commit, new, old), advanced, state)
-        if limit:
-            passed = ~sound & sane_update & ~state.halted & (state.skipped < limit)
-            over = state._replace(opt_state=opt_state, step=state.step + 1, skipped=state.skipped + 1)
-            kept = jax.tree.map(lambda new, old: jnp.where(passed, new, old), over, kept)
-        halted = ~(commit | passed) if limit else ~commit
-        return kept._replace(halted=halted), StepMetrics(
+        kept, committed = _kept(state, advanced, sound, sane_update, limit)
+        return kept, StepMetrics(
             loss,
             next_byte,
             chunk,
             grad_norm,
             learning_rate_in_force(opt_state),
-            commit,
-            halted,
+            committed,
+            kept.halted,
             radial_statistics(opt_state),
             _spectrum_update(updates),
         )

@@ -19,9 +19,10 @@ import numpy as np
 from absl import logging
 
 from fftlm_jax.errors import RunError
-from fftlm_jax.training.checkpoint import read_arrays, read_host, stray_names, temporary_folders
+from fftlm_jax.training.checkpoint import stray_names, temporary_folders
 from fftlm_jax.training.foreign import require_contained
 from fftlm_jax.training.manifest import manifest_fault, step_numbers
+from fftlm_jax.training.saved_step import read_arrays, read_host
 from fftlm_jax.untrusted import printable
 
 

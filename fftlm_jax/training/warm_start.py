@@ -15,10 +15,10 @@ from fftlm_jax.config_rules_size import parameter_count, require_room
 from fftlm_jax.cutoff import freq_bins
 from fftlm_jax.errors import CheckpointError
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.training.checkpoint import declared_arrays, read_arrays, read_host
 from fftlm_jax.training.foreign import require_contained
 from fftlm_jax.training.host_state import cutoff_of
 from fftlm_jax.training.manifest import is_step_name, manifest_fault, step_numbers
+from fftlm_jax.training.saved_step import declared_arrays, read_arrays, read_host
 from fftlm_jax.untrusted import read_json, shown
 
 # The part of `model` that decides which arrays there are; the rest stays the new run's own.

@@ -4,24 +4,13 @@ import json
 from pathlib import Path
 
 from experiments.soak import training_records
-from fftlm_jax.training.checkpoint import read_arrays, read_host, temporary_folders
-from fftlm_jax.training.manifest import manifest_fault, step_numbers
-from fftlm_jax.training.verify import state_hash
-from tests.tiny import tiny_values
+from fftlm_jax.training.checkpoint import temporary_folders
+from tests.tiny import hash_of, tiny_values
 
 
 def short_values(**overrides):
     """A run of 20 steps without samples: raises after 6 and 12, evaluations after 10 and 20, saves every 5 steps."""
     return tiny_values(**{"sample__bytes": 0, "eval__every": 10, "eval__before_raise": False, **overrides})
-
-
-def hash_of(workdir: Path, step: int | None = None) -> str:
-    """Hash of the newest state, or of a step's; every step must be whole."""
-    checkpoints = workdir / "checkpoints"
-    steps = step_numbers(checkpoints)
-    assert {s: manifest_fault(checkpoints / str(s)) for s in steps} == dict.fromkeys(steps), "all are whole"
-    folder = checkpoints / str(step or steps[-1])
-    return state_hash(read_arrays(folder), read_host(folder)["controller"])
 
 
 def records_of(workdir: Path) -> list[dict]:

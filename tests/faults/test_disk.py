@@ -21,8 +21,9 @@ from fftlm_jax.training.manifest import manifest_fault, step_numbers, write_mani
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.verify import main as verify
-from tests.faults.runs import assert_equal_runs, hash_of, records_of, short_values
+from tests.faults.runs import assert_equal_runs, records_of, short_values
 from tests.raft.raft_run import journal_hashes, raft_values
+from tests.tiny import hash_of
 
 ARRAYS = {"weights": np.arange(3.0)}
 HOST = {"controller": {"cutoff": 4}}

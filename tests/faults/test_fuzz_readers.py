@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fftlm_jax.errors import CheckpointError, UsageError
-from fftlm_jax.training.checkpoint import read_host, read_metric
 from fftlm_jax.training.diagnostics import diagnose
 from fftlm_jax.training.diagnostics.stream import read_stream
 from fftlm_jax.training.host_state import require_training_host
@@ -15,6 +14,7 @@ from fftlm_jax.training.manifest import is_step_name, manifest_fault
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.samples import read_samples, sample_entry
+from fftlm_jax.training.saved_step import read_host, read_metric
 from fftlm_jax.training.text_log import read_text_log
 from fftlm_jax.untrusted import parse_json, printable, shown
 from tests.faults.fuzzing import JSON, NUMBERS, fuzz

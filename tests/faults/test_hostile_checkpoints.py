@@ -15,9 +15,10 @@ from fftlm_jax.errors import CheckpointError, RunError
 from fftlm_jax.generation import cli
 from fftlm_jax.model import init_params
 from fftlm_jax.training import loop, saved_run
-from fftlm_jax.training.checkpoint import Checkpoints, read_arrays
+from fftlm_jax.training.checkpoint import Checkpoints
 from fftlm_jax.training.manifest import MANIFEST, manifest_fault, write_manifest
 from fftlm_jax.training.run_directory import RunDirectory
+from fftlm_jax.training.saved_step import read_arrays
 from fftlm_jax.training.setup import config_of, first_state
 from fftlm_jax.training.verify import main as verify
 from tests.tiny import tiny, tiny_values

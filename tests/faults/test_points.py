@@ -11,8 +11,9 @@ from fftlm_jax.raft.loop import run as run_raft
 from fftlm_jax.training import run
 from fftlm_jax.training.checkpoint import temporary_folders
 from fftlm_jax.training.manifest import step_numbers
-from tests.faults.runs import assert_equal_runs, hash_of, records_of, short_values
+from tests.faults.runs import assert_equal_runs, records_of, short_values
 from tests.raft.raft_run import journal_hashes, raft_values
+from tests.tiny import hash_of
 
 # Deaths of one run, each later than what is saved by then: where, and the steps that are on disk then.
 DEATHS = (

@@ -12,8 +12,8 @@ from fftlm_jax.training.checkpoint import Checkpoints
 from fftlm_jax.training.manifest import step_numbers
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.resume import refuse_changes
-from tests.faults.runs import assert_equal_runs, hash_of, short_values
-from tests.tiny import tiny
+from tests.faults.runs import assert_equal_runs, short_values
+from tests.tiny import hash_of, tiny
 
 
 class JumpingClock:

@@ -14,7 +14,8 @@ from fftlm_jax import faults
 from fftlm_jax.errors import SaveError
 from fftlm_jax.training import run
 from fftlm_jax.training.metrics import read_metrics
-from tests.faults.runs import assert_equal_runs, hash_of, short_values
+from tests.faults.runs import assert_equal_runs, short_values
+from tests.tiny import hash_of
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3000)]
 

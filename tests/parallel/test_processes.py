@@ -4,7 +4,6 @@ Large parameters are cut over all four devices, so no process ever has a whole o
 """
 
 import os
-import random
 import re
 import signal
 import socket
@@ -16,7 +15,7 @@ import pytest
 
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.verify import main as verify_main
-from tests.tiny import ROOT, main_command
+from tests.tiny import ROOT, main_command, write_words
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -33,8 +32,7 @@ def get_config():
 def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     (folder / "two.py").write_text(CONFIG_FILE)
-    words = [bytes(random.Random(i).choices(b"abcdefgh ", k=6)) for i in range(40)]
-    (folder / "corpus.txt").write_bytes(b" ".join(random.Random(0).choices(words, k=3000)))
+    write_words(folder / "corpus.txt")
     return [f"--config={folder / 'two.py'}", f"--config.data.path={folder / 'corpus.txt'}"]
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fftlm_jax.spectral import causal_convolve, fast_fft_length
-from fftlm_jax.spectral.convolve import choose_method, toeplitz_block_length, toeplitz_matrix
+from fftlm_jax.spectral.convolve import choose_method
+from fftlm_jax.spectral.toeplitz import toeplitz_block_length, toeplitz_matrix
 
 METHODS = ("direct", "fft", "toeplitz")
 

@@ -6,8 +6,8 @@ import pytest
 
 from fftlm_jax.errors import NonFiniteError
 from fftlm_jax.training import run
-from fftlm_jax.training.checkpoint import read_host
 from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.training.saved_step import read_host
 from fftlm_jax.training.verify import main as verify
 from tests.tiny import tiny_values
 from tests.training.poison import poison_windows
