@@ -50,4 +50,4 @@ def test_equal_runs_are_equal_and_any_difference_is_said(runs, tmp_path):
     file.write_text("\n".join([*lines[: number + 1], lines[number], *lines[number + 1 :]]) + "\n")
     assert "differs at record" in soak.differences(runs / "straight", runs / "killed", 4)[0], "a step twice"
     (runs / "killed" / "checkpoints" / "4" / "stray").write_text("x")
-    assert "stray is not in its manifest" in soak.differences(runs / "straight", runs / "killed", 4)[0]
+    assert "'stray' is not in its manifest" in soak.differences(runs / "straight", runs / "killed", 4)[0]
