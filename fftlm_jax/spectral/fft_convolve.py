@@ -24,46 +24,47 @@ def fast_fft_length(minimum: int) -> int:
 
 
 def fft_convolve(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
-    """Every channel with its head's kernel, [B, T, D] x [H, K] -> [B, T, D]; K at most T."""
-    # Channel-major while transforming: XLA's FFTs want the transformed axis last.
-    u_BDT = _swap_time_and_channels(u_BTD.astype(jnp.float32))
-    return _channel_major(u_BDT, kernel_HK.astype(jnp.float32)).swapaxes(1, 2).astype(u_BTD.dtype)
+    """Every channel with its head's kernel, [B, T, D] x [H, K] -> [B, T, D] in the dtype of the inputs; K at most T."""
+    return _convolve(u_BTD.astype(jnp.float32), kernel_HK.astype(jnp.float32)).astype(u_BTD.dtype)
 
 
 @jax.custom_vjp
-def _channel_major(u_BDT: jax.Array, kernel_HK: jax.Array) -> jax.Array:
-    return _forward(u_BDT, kernel_HK)[0]
+def _convolve(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
+    return _forward(u_BTD, kernel_HK)[0]
 
 
-def _forward(u_BDT: jax.Array, kernel_HK: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    (B, D, T), (H, K) = u_BDT.shape, kernel_HK.shape
+def _forward(u_BTD: jax.Array, kernel_HK: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    T, (H, K) = u_BTD.shape[1], kernel_HK.shape
     n = fast_fft_length(T + K - 1)
-    U_BHdF = jnp.fft.rfft(u_BDT.reshape(B, H, D // H, T), n=n)
-    k_HF = jnp.fft.rfft(kernel_HK, n=n)
-    y_BHdT = jnp.fft.irfft(U_BHdF * k_HF[:, None], n=n)[..., :T]
-    return y_BHdT.reshape(B, D, T), (U_BHdF, k_HF, kernel_HK)
+    U_BHdF, k_HF = _transform(u_BTD, H, n), jnp.fft.rfft(kernel_HK, n=n)
+    return _transform_back(U_BHdF * k_HF[:, None], n, T), (U_BHdF, k_HF, kernel_HK)
 
 
-def _backward(saved: tuple[jax.Array, ...], dy_BDT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(saved: tuple[jax.Array, ...], dy_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Correlations by the same real transforms: JAX's own rule for rfft has been a full complex FFT before."""
     U_BHdF, k_HF, kernel_HK = saved
-    (B, D, T), (H, K) = dy_BDT.shape, kernel_HK.shape
+    T, (H, K) = dy_BTD.shape[1], kernel_HK.shape
     n = fast_fft_length(T + K - 1)
-    Y_BHdF = jnp.fft.rfft(dy_BDT.reshape(B, H, D // H, T), n=n)
-    du_BHdT = jnp.fft.irfft(Y_BHdF * k_HF.conj()[:, None], n=n)[..., :T]
+    Y_BHdF = _transform(dy_BTD, H, n)
+    du_BTD = _transform_back(Y_BHdF * k_HF.conj()[:, None], n, T)
     dk_HK = jnp.fft.irfft(jnp.sum(Y_BHdF * U_BHdF.conj(), axis=(0, 2)), n=n)[:, :K]
-    return du_BHdT.reshape(B, D, T), dk_HK
+    return du_BTD, dk_HK
 
 
-_channel_major.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
-def _swap_time_and_channels(x_BTD: jax.Array) -> jax.Array:
-    """[B, T, D] -> [B, D, T], kept apart from the padding that follows: fused with it, XLA takes 2 ms longer of 6."""
-    return jax.lax.optimization_barrier(x_BTD.swapaxes(1, 2))
+def _transform(x_BTD: jax.Array, heads: int, n: int) -> jax.Array:
+    """Spectra of zero-padded signals, time last, which is where XLA's FFTs want it.
+
+    Padded before they are transposed: XLA would fuse a later padding with the transpose into one slow loop.
+    """
+    B, T, D = x_BTD.shape
+    x_BDn = jnp.pad(x_BTD, ((0, 0), (0, n - T), (0, 0))).swapaxes(1, 2)
+    return jnp.fft.rfft(x_BDn.reshape(B, heads, D // heads, n))
 
 
-_swap_time_and_channels.defvjp(
-    lambda x: (_swap_time_and_channels(x), None), lambda _, dy: (_swap_time_and_channels(dy),)
-)
+def _transform_back(Y_BHdF: jax.Array, n: int, seq_len: int) -> jax.Array:
+    """The first `seq_len` values of signals [B, T, D] with these spectra."""
+    y_BHdn = jnp.fft.irfft(Y_BHdF, n=n)
+    return y_BHdn.reshape(y_BHdn.shape[0], -1, n).swapaxes(1, 2)[:, :seq_len]
