@@ -2,17 +2,24 @@
 
 The background thread only saves waiting. A raise that is due waits for its compile and never happens "when ready", so
 timing cannot change a result.
+
+The first run of a program takes longer than the others: on CPU its kernels are only then made, and its memory is new.
+So small programs are also run once on zeros, behind the scenes.
 """
 
+import math
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fftlm_jax import faults
 from fftlm_jax.spectral import LowPass
+
+_REHEARSED_BYTES = 256 * 2**20  # Arguments beyond this are not made twice, and their steps take long in any case.
 
 
 class CompiledStep(NamedTuple):
@@ -33,11 +40,20 @@ class StepCompiler:
     """Compiles `lower(variant)`; variants with equal masks and micro-batches share a step.
 
     Use as a context manager: a live background thread would abort the interpreter at exit.
+
+    Args:
+        lower: traces the step of a variant.
+        kernel_len: taps of the kernels that masks apply to.
+        rehearse: also run each step once on zeros, where its arguments are small. Not for programs of several devices:
+            another thread would send their collectives in an order of its own.
     """
 
-    def __init__(self, lower: Callable[[StepVariant], jax.stages.Lowered], kernel_len: int) -> None:
+    def __init__(
+        self, lower: Callable[[StepVariant], jax.stages.Lowered], kernel_len: int, *, rehearse: bool = False
+    ) -> None:
         self._lower = lower
         self._kernel_len = kernel_len
+        self._rehearse = rehearse
         self._steps: dict[Hashable, Future] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
 
@@ -68,4 +84,15 @@ class StepCompiler:
         lowered = self._lower(variant)
         faults.point("in_compile", variant.low_pass.cutoff)
         executable = lowered.compile()
+        if self._rehearse:
+            _run_once(executable, lowered.args_info)
         return CompiledStep(executable, time.perf_counter() - start)
+
+
+def _run_once(executable: jax.stages.Compiled, args_info: Any) -> None:
+    """Runs a program on zeros, unless its arguments are large."""
+    leaves, structure = jax.tree.flatten(args_info)
+    if sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) > _REHEARSED_BYTES:
+        return
+    args, kwargs = jax.tree.unflatten(structure, [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves])
+    jax.block_until_ready(executable(*args, **kwargs))

@@ -223,4 +223,5 @@ def build_compiler(
         with within(mesh):  # Here, since a background thread inherits no mesh.
             return step.lower(*arguments)
 
-    return StepCompiler(lower, config.model.kernel_len)
+    on_one_cpu = mesh is None and jax.default_backend() == "cpu"
+    return StepCompiler(lower, config.model.kernel_len, rehearse=on_one_cpu)

@@ -259,3 +259,23 @@ def test_a_failed_compile_is_raised_where_the_step_is_asked_for():
         compiler.ahead(variant)
         with pytest.raises(RuntimeError, match="no such mask"):
             compiler.get(variant)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("rehearse", "limit", "runs"), [(True, 10**6, 1), (True, 10, 0), (False, 10**6, 0)])
+def test_a_step_is_rehearsed_once_on_zeros_where_it_is_small(rehearse, limit, runs, monkeypatch):
+    monkeypatch.setattr("fftlm_jax.training.compiler._REHEARSED_BYTES", limit)
+    seen = []
+
+    def lower(variant):
+        def step(x, *, scale):
+            jax.debug.callback(lambda *values: seen.append(values), x, scale)
+            return x * scale
+
+        return jax.jit(step, donate_argnums=0).lower(jnp.ones((4, 8)), scale=jnp.ones(()))
+
+    with StepCompiler(lower, kernel_len=12, rehearse=rehearse) as compiler:
+        compiled = compiler.get(StepVariant(LowPass(1, 17), 1))
+        jax.effects_barrier()
+        assert len(seen) == runs and all(np.all(x == 0) and scale == 0 for x, scale in seen)
+        np.testing.assert_array_equal(compiled.run(jnp.ones((4, 8)), scale=jnp.full((), 3.0)), np.full((4, 8), 3.0))
