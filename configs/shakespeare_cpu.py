@@ -13,15 +13,15 @@ from configs import next_byte
 
 def get_config() -> ConfigDict:
     c = next_byte.get_config()
-    c.model.update(seq_len=128, kernel_len=64, d_model=128, n_layers=4)
+    c.model.update(seq_len=256, kernel_len=64, d_model=128, n_layers=4)
     # A curriculum is not free in a budget this small.
     c.curriculum.update(rule="none", ladder=("full",))
     # Muon needs about half the data that AdamW needs, for a sixth more time per step.
     c.lr.update(base=0.02, stages=(("rest", 1.0, 0.02),))
     c.optim.update(name="muon", weight_decay=0.1)
-    c.train.update(batch_size=16, accum_steps=1, steps_per_epoch=400, epochs=3, log_every=100)
-    c.eval.update(every=400, batch_size=64, max_bytes=0)
-    c.checkpoint.every = 400
+    c.train.update(batch_size=8, accum_steps=1, steps_per_epoch=320, epochs=3, log_every=80)
+    c.eval.update(every=320, batch_size=32, max_bytes=0)
+    c.checkpoint.every = 320
     c.sample.prompt = "ROMEO:\n"
     c.data.source = "files"  # Name the text with --config.data.path.
     return c

@@ -79,7 +79,7 @@ def _memory() -> list[Row]:
 def _crossover(rounds: int) -> list[Row]:
     """The two methods behind and before a projection, forward and backward: the table behind `choose_method`."""
     rows = []
-    for B, T, D in ((4, 1024, 512), (8, 128, 128)):
+    for B, T, D in ((4, 1024, 512), (8, 256, 128)):
         for K in _TAPS:
             if K > T:
                 continue

@@ -62,10 +62,10 @@ def causal_convolve(u_BTD: jax.Array, kernel_HK: jax.Array, method: ConvolutionM
 def choose_method(kernel_len: int, seq_len: int, platform: str) -> ConvolutionMethod:
     """The fixed rule behind `auto`, read off `experiments/bench.py`; never timed at start-up, so runs repeat.
 
-    Toeplitz up to 64 taps on CPU, where the two are equally fast in training, and up to 1024 on accelerators, which
-    multiply matrices far faster than they transform (by arithmetic, unmeasured).
+    Toeplitz up to 32 taps on CPU (at 64 the two are equally fast, or the FFT is by 7 %), and up to 1024 on
+    accelerators, which multiply matrices far faster than they transform (by arithmetic, unmeasured).
     """
-    return "toeplitz" if min(kernel_len, seq_len) <= (64 if platform == "cpu" else 1024) else "fft"
+    return "toeplitz" if min(kernel_len, seq_len) <= (32 if platform == "cpu" else 1024) else "fft"
 
 
 def _direct(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:

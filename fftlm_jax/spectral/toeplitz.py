@@ -4,6 +4,9 @@ Shapes: B batch, T time, D = H * d channels, H conv heads, K taps, N blocks of L
 that a block of outputs depends on, its own included.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -24,17 +27,93 @@ def toeplitz_convolve(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
     matrix_HIL = toeplitz_matrix(kernel_HK, L, J * L).astype(u_BTD.dtype)
     # By the blocks' distance j, nearest first: outputs l of a block from the inputs i of the j-th block before it.
     matrix_HJIL = matrix_HIL.reshape(H, J, L, L)[:, ::-1]
-    return _block_toeplitz(blocks_BNLHd, matrix_HJIL).reshape(B, N * L, D)[:, :T].astype(u_BTD.dtype)
+    return _across_blocks(blocks_BNLHd, matrix_HJIL, 1).reshape(B, N * L, D)[:, :T]
 
 
-@jax.custom_vjp
-def _block_toeplitz(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array) -> jax.Array:
-    """y[n, l] = sum_j sum_i matrix[j, i, l] x[n - j, i] for every batch row, head and channel; float32."""
-    return _across_blocks(blocks_BNLHd, matrix_HJIL, 1)
-
-
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _across_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -> jax.Array:
-    """Each block times every matrix at once, then sums along the blocks, to later ones (direction 1) or earlier (-1).
+    """y[n, l] = sum_j sum_i matrix[j, i, l] x[n - j, i] for every row, head and channel, in the dtype of x.
+
+    With direction -1, x[n + j, i]. Its gradients are again this function and `_matrix_gradient`, and theirs too.
+    """
+    if not _one_by_one():
+        return _products(blocks_BNLHd, matrix_HJIL, direction).astype(blocks_BNLHd.dtype)
+
+    def replace(h: jax.Array, blocks_BNLHd: jax.Array) -> jax.Array:
+        matrix_1JIL = jax.lax.dynamic_slice_in_dim(matrix_HJIL, h, 1)
+        y_BNL1d = _products(_head(blocks_BNLHd, h), matrix_1JIL, direction).astype(blocks_BNLHd.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(blocks_BNLHd, y_BNL1d, h, 3)
+
+    return _for_each_head(matrix_HJIL.shape[0], replace, blocks_BNLHd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matrix_gradient(blocks_BNLHd: jax.Array, dy_BNLHd: jax.Array, distances: int) -> jax.Array:
+    """m[h, j, i, l] = sum_n x[n, i] dy[n + j, l] over rows and channels too, float32 [H, J, L, L]."""
+    if not _one_by_one():
+        return _outer_products(blocks_BNLHd, dy_BNLHd, distances)
+
+    def fill(h: jax.Array, matrix_HJIL: jax.Array) -> jax.Array:
+        matrix_1JIL = _outer_products(_head(blocks_BNLHd, h), _head(dy_BNLHd, h), distances)
+        return jax.lax.dynamic_update_slice_in_dim(matrix_HJIL, matrix_1JIL, h, 0)
+
+    _, _, L, H, _ = blocks_BNLHd.shape
+    return _for_each_head(H, fill, jnp.zeros((H, distances, L, L), jnp.float32))
+
+
+def _across_blocks_backward(
+    direction: int, saved: tuple[jax.Array, jax.Array], dy_BNLHd: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    blocks_BNLHd, matrix_HJIL = saved
+    dx_BNLHd = _across_blocks(dy_BNLHd, matrix_HJIL.swapaxes(2, 3), -direction)
+    J = matrix_HJIL.shape[1]
+    if direction > 0:
+        dmatrix_HJIL = _matrix_gradient(blocks_BNLHd, dy_BNLHd, J)
+    else:
+        dmatrix_HJIL = _matrix_gradient(dy_BNLHd, blocks_BNLHd, J).swapaxes(2, 3)
+    return dx_BNLHd, dmatrix_HJIL.astype(matrix_HJIL.dtype)
+
+
+def _matrix_gradient_backward(
+    distances: int, saved: tuple[jax.Array, jax.Array], dmatrix_HJIL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del distances
+    blocks_BNLHd, dy_BNLHd = saved
+    dmatrix_HJIL = dmatrix_HJIL.astype(blocks_BNLHd.dtype)
+    return (
+        _across_blocks(dy_BNLHd, dmatrix_HJIL.swapaxes(2, 3), -1),
+        _across_blocks(blocks_BNLHd, dmatrix_HJIL, 1),
+    )
+
+
+_across_blocks.defvjp(lambda x, m, direction: (_across_blocks(x, m, direction), (x, m)), _across_blocks_backward)
+_matrix_gradient.defvjp(lambda x, dy, J: (_matrix_gradient(x, dy, J), (x, dy)), _matrix_gradient_backward)
+
+
+def _one_by_one() -> bool:
+    """Whether heads follow each other: on CPU, where the arrays of one then fit into the cache."""
+    return jax.default_backend() == "cpu"
+
+
+def _for_each_head(heads: int, put: Callable[[jax.Array, jax.Array], jax.Array], result: jax.Array) -> jax.Array:
+    """`result` after `put(h, result)` of each head.
+
+    A while loop, not a scan: JAX 0.10 confuses the residuals of a scan within the scan over layers when it
+    differentiates twice. Nothing needs the loop's own derivative, see `_across_blocks`.
+    """
+
+    def next_head(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return state[0] + 1, put(*state)
+
+    return jax.lax.while_loop(lambda state: state[0] < heads, next_head, (jnp.int32(0), result))[1]
+
+
+def _head(x_BNLHd: jax.Array, h: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x_BNLHd, h, 1, 3)
+
+
+def _products(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -> jax.Array:
+    """`_across_blocks` of all heads at once, float32: each block times every matrix, then sums along the blocks.
 
     So no window of inputs is ever put together, which on CPU costs as much as the product, and all copies move runs of
     d channels.
@@ -48,20 +127,13 @@ def _across_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: i
     return y_HLBNd.transpose(2, 3, 1, 0, 4)
 
 
-def _block_toeplitz_backward(saved: tuple[jax.Array, jax.Array], dy_BNLHd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    blocks_BNLHd, matrix_HJIL = saved
-    N, J = blocks_BNLHd.shape[1], matrix_HJIL.shape[1]
-    dy_BNLHd = dy_BNLHd.astype(blocks_BNLHd.dtype)
-    dx = _across_blocks(dy_BNLHd, matrix_HJIL.swapaxes(2, 3), -1).astype(blocks_BNLHd.dtype)
-    # One product for all distances: gradients of the j-th block after each, side by side.
+def _outer_products(blocks_BNLHd: jax.Array, dy_BNLHd: jax.Array, distances: int) -> jax.Array:
+    """`_matrix_gradient` of all heads at once: one product, the gradients of later blocks side by side."""
+    N = blocks_BNLHd.shape[1]
     later_JBNLHd = jnp.stack(
-        [jnp.pad(dy_BNLHd[:, j:], ((0, 0), (0, min(j, N)), (0, 0), (0, 0), (0, 0))) for j in range(J)]
+        [jnp.pad(dy_BNLHd[:, j:], ((0, 0), (0, min(j, N)), (0, 0), (0, 0), (0, 0))) for j in range(distances)]
     )
-    dmatrix_HJIL = jnp.einsum("bnihd,jbnlhd->hjil", blocks_BNLHd, later_JBNLHd, preferred_element_type=jnp.float32)
-    return dx, dmatrix_HJIL.astype(matrix_HJIL.dtype)
-
-
-_block_toeplitz.defvjp(lambda x, m: (_block_toeplitz(x, m), (x, m)), _block_toeplitz_backward)
+    return jnp.einsum("bnihd,jbnlhd->hjil", blocks_BNLHd, later_JBNLHd, preferred_element_type=jnp.float32)
 
 
 def convolve_window(window_BDW: jax.Array, matrix_HWS: jax.Array) -> jax.Array:

@@ -31,8 +31,9 @@ CASES = {
     "fft": {"model__conv_method": "fft"},
     "toeplitz": {"model__conv_method": "toeplitz", "model__memory": "polar", "model__memory_piece": 4},
     "fsdp": {"model__conv_method": "fft", **FSDP},
-    "muon": {"optim__name": "muon"},
-    "muon_fsdp": {"optim__name": "muon", **FSDP},
+    # By FFT, so that all products outside of loops are those of the polar iterations.
+    "muon": {"optim__name": "muon", "model__conv_method": "fft"},
+    "muon_fsdp": {"optim__name": "muon", "model__conv_method": "fft", **FSDP},
 }
 _COLLECTIVE = r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
