@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from fftlm_jax.data.byte_sequence import ByteSequence
 from fftlm_jax.data.file_bytes import bytes_of_files, joined
@@ -116,10 +117,15 @@ def _fingerprint(labels: Sequence[str], borders: Sequence[int], whole: ByteSeque
     There is no shorter way to it by sizes and times of change: whatever restores a file's time would be missed.
     """
     digest = hashlib.sha256()
-    for label, (start, end) in zip(labels, pairwise(borders)):
-        digest.update(f"{label}\0{end - start}\0".encode(errors="surrogateescape"))
-        for at in range(start, end, _CHUNK):
-            digest.update(np.asarray(whole[at : min(at + _CHUNK, end)]))
+    # Shown on terminals, where it takes a while.
+    bar_options = {"unit": "B", "unit_scale": True, "leave": False, "delay": 3, "disable": None}
+    with tqdm(total=borders[-1], desc="reading the corpus", **bar_options) as bar:
+        for label, (start, end) in zip(labels, pairwise(borders)):
+            digest.update(f"{label}\0{end - start}\0".encode(errors="surrogateescape"))
+            for at in range(start, end, _CHUNK):
+                until = min(at + _CHUNK, end)
+                digest.update(np.asarray(whole[at:until]))
+                bar.update(until - at)
     return digest.hexdigest()
 
 

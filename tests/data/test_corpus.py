@@ -1,6 +1,7 @@
 """What a corpus is, wherever it is kept: compared with an oracle that reads all files and joins them."""
 
 import hashlib
+import io
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from fftlm_jax.data import FileBytes, TrainingWindows, load_corpus
 from fftlm_jax.errors import DataError
@@ -75,3 +77,16 @@ def test_a_fingerprint_stays_what_it_was(tmp_path):
     (tmp_path / "two").write_bytes(b"\0\xff" * 50)
     found = load_corpus("files", str(tmp_path), 0.1, window=8).fingerprint
     assert found == "c94b3f9a683f48b117f0cb72b50da3116fe3c1029a663f9da0a9950151b870f4"
+
+
+def test_reading_a_corpus_shows_how_far_it_is_on_a_terminal_and_nothing_elsewhere(tmp_path, monkeypatch, capsys):
+    (tmp_path / "one").write_bytes(b"some bytes" * 20)
+    (tmp_path / "two").write_bytes(b"\0\xff" * 50)
+    load_corpus("files", str(tmp_path), 0.1, window=8)
+    assert capsys.readouterr() == ("", "")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    at_once = lambda **options: tqdm(**{**options, "delay": 0, "leave": True, "file": terminal})
+    monkeypatch.setattr("fftlm_jax.data.corpus.tqdm", at_once)
+    load_corpus("files", str(tmp_path), 0.1, window=8)
+    assert "reading the corpus: 100%" in terminal.getvalue() and "300/300" in terminal.getvalue()
