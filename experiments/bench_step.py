@@ -1,20 +1,23 @@
 """Suite `step` of `experiments.bench`: whole training steps, against PyTorch and by method."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import aligned, shakespeare_cpu
-from experiments.interleaved import Row, compare
+from experiments.interleaved import Row, compare, interleaved
 from experiments.peers import torch_peers
 from fftlm_jax.config import Config, read_config
 from fftlm_jax.curriculum import Answer
 from fftlm_jax.model import build, init_params
 from fftlm_jax.training import setup
 from fftlm_jax.training.step import events, make_train_step
+from fftlm_jax.training.utilisation import flops_per_byte
 
 
 def bench_step(rounds: int) -> list[Row]:
@@ -23,7 +26,8 @@ def bench_step(rounds: int) -> list[Row]:
         "training step of aligned's model, 4 x 1024 bytes": aligned,
         "training step of shakespeare_cpu's model under AdamW, 8 x 256 bytes": shakespeare_cpu,
     }
-    return [_compare_steps(label, _full_band(module.get_config()), rounds) for label, module in cases.items()]
+    rows = [_compare_steps(label, _full_band(module.get_config()), rounds) for label, module in cases.items()]
+    return [*rows, _products_alone(_full_band(aligned.get_config()), rounds)]
 
 
 def _full_band(values: ConfigDict) -> ConfigDict:
@@ -57,6 +61,24 @@ def _torch_sides(config: Config) -> Mapping[str, Callable[[], Any]]:
             np.testing.assert_allclose(float(step()), ours, rtol=1e-4)
             sides[f"{name}, compiled" if compiled else f"{name}, eager"] = step
     return sides
+
+
+def _products_alone(values: ConfigDict, rounds: int) -> Row:
+    """What the arithmetic of a step would take at the best rate of the feed-forward layer's first product, float32."""
+    config = read_config(values, with_data=False)
+    N, D = config.train.batch_size * config.model.seq_len, config.model.d_model
+    x_ND = jax.random.normal(jax.random.key(0), (N, D))
+    w_DE = jax.random.normal(jax.random.key(1), (D, round(D * config.model.ffn_mult)))
+    sides: dict[str, Callable[[], Any]] = {"ours": functools.partial(jax.jit(jnp.matmul), x_ND, w_DE)}
+    peers = torch_peers()
+    if peers:
+        sides["torch"] = peers.product_side(x_ND, w_DE)
+    needed = flops_per_byte(config, init_params(config.model, config.seed)) * N
+    row: Row = {"case": f"{needed / 1e9:.0f} GFLOP of a step at the best rate of a {N} x {D} x {w_DE.shape[1]} product"}
+    for name, times in interleaved(sides, 4 * rounds).items():
+        rate = 2 * N * w_DE.size / min(times)
+        row[f"{name} GFLOP/s"], row[f"{name} ms"] = round(rate / 1e6), round(needed / rate)
+    return row
 
 
 def windows_of(config: Config) -> np.ndarray:

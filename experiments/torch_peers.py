@@ -69,6 +69,12 @@ def convolution_sides(u: jax.Array, kernel: jax.Array, dy: jax.Array) -> dict[st
     return sides
 
 
+def product_side(x: jax.Array, w: jax.Array) -> Callable[[], torch.Tensor]:
+    """A call of `x @ w`."""
+    x, w = (torch.from_numpy(np.array(a)) for a in (x, w))
+    return lambda: x @ w
+
+
 class Block(nn.Module):
     """Gated convolution and feed-forward layer, both pre-norm and residual."""
 
