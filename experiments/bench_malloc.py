@@ -23,7 +23,7 @@ def bench_malloc(rounds: int) -> list[Row]:
     for _ in range(_PAIRS):
         for name, results in sides.items():
             results.append(_child(keep=name != "glibc's default"))
-    row: Row = {"case": "training step of shakespeare_cpu, 8 x 256 bytes"}
+    row: Row = {"case": "training step of shakespeare_cpu"}
     for name, results in sides.items():
         row |= {f"{name}, {key}": round(statistics.median(r[key] for r in results), 1) for key in results[0]}
     ratios = [a["ms"] / b["ms"] for a, b in zip(*sides.values(), strict=True)]

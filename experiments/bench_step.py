@@ -22,11 +22,8 @@ from fftlm_jax.training.utilisation import flops_per_byte
 
 def bench_step(rounds: int) -> list[Row]:
     """The training steps of `aligned` (one micro-batch, full band) and of `shakespeare_cpu`."""
-    cases = {
-        "training step of aligned's model, 4 x 1024 bytes": aligned,
-        "training step of shakespeare_cpu's model under AdamW, 8 x 256 bytes": shakespeare_cpu,
-    }
-    rows = [_compare_steps(label, _full_band(module.get_config()), rounds) for label, module in cases.items()]
+    cases = {"aligned": aligned, "shakespeare_cpu": shakespeare_cpu}
+    rows = [_compare_steps(name, _full_band(module.get_config()), rounds) for name, module in cases.items()]
     return [*rows, _products_alone(_full_band(aligned.get_config()), rounds)]
 
 
@@ -38,8 +35,9 @@ def _full_band(values: ConfigDict) -> ConfigDict:
     return values
 
 
-def _compare_steps(label: str, values: ConfigDict, rounds: int) -> Row:
+def _compare_steps(name: str, values: ConfigDict, rounds: int) -> Row:
     config = read_config(values, with_data=False)
+    label = f"training step of {name}'s model under AdamW, {config.train.batch_size} x {config.model.seq_len} bytes"
     sides: dict[str, Callable[[], Any]] = dict(_torch_sides(config))
     for method in ("fft", "toeplitz"):
         values.model.conv_method = method

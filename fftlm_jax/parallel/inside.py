@@ -58,10 +58,10 @@ def _axis_sizes() -> dict[str, int]:
     return dict(jax.sharding.get_abstract_mesh().shape)
 
 
-@jax.custom_vjp
-def _gather(x: jax.Array) -> jax.Array:
+def _constrain_to_whole(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 # The constraint's own gradient is a constraint too: it would bring every gradient whole to every device.
-_gather.defvjp(lambda x: (_gather(x), None), lambda _, gradient: (gradient,))
+_gather = jax.custom_vjp(_constrain_to_whole)
+_gather.defvjp(lambda x: (_constrain_to_whole(x), None), lambda _, gradient: (gradient,))

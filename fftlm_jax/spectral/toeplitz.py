@@ -4,9 +4,6 @@ Shapes: B batch, T time, D = H * d channels, H conv heads, K taps, N blocks of L
 that a block of outputs depends on, its own included.
 """
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -27,15 +24,38 @@ def toeplitz_convolve(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
     matrix_HIL = toeplitz_matrix(kernel_HK, L, J * L).astype(u_BTD.dtype)
     # By the blocks' distance j, nearest first: outputs l of a block from the inputs i of the j-th block before it.
     matrix_HJIL = matrix_HIL.reshape(H, J, L, L)[:, ::-1]
-    return _across_blocks(blocks_BNLHd, matrix_HJIL, 1).reshape(B, N * L, D)[:, :T]
+    return _block_toeplitz(blocks_BNLHd, matrix_HJIL).reshape(B, N * L, D)[:, :T]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@jax.custom_vjp
+def _block_toeplitz(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array) -> jax.Array:
+    """y[n, l] = sum_j sum_i matrix[j, i, l] x[n - j, i] for every row, head and channel, in the dtype of x."""
+    return _forward(blocks_BNLHd, matrix_HJIL)[0]
+
+
+def _forward(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Does not call `_block_toeplitz`: JAX 0.10 and 0.12 confuse the residuals of a rule that calls its own function in
+    # a scan over layers that is differentiated twice.
+    return _across_blocks(blocks_BNLHd, matrix_HJIL, 1), (blocks_BNLHd, matrix_HJIL)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], dy_BNLHd: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Products in the dtype of the inputs, where JAX's own rule would take float32."""
+    blocks_BNLHd, matrix_HJIL = saved
+    dx_BNLHd = _across_blocks(dy_BNLHd, matrix_HJIL.swapaxes(2, 3), -1)
+    return dx_BNLHd, _matrix_gradient(blocks_BNLHd, dy_BNLHd, matrix_HJIL.shape[1]).astype(matrix_HJIL.dtype)
+
+
+_block_toeplitz.defvjp(_forward, _backward)
+
+
+def _one_by_one() -> bool:
+    """Whether heads follow each other: on CPU, where the arrays of one then fit into the cache."""
+    return jax.default_backend() == "cpu"
+
+
 def _across_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -> jax.Array:
-    """y[n, l] = sum_j sum_i matrix[j, i, l] x[n - j, i] for every row, head and channel, in the dtype of x.
-
-    With direction -1, x[n + j, i]. Its gradients are again this function and `_matrix_gradient`, and theirs too.
-    """
+    """Blocks times their head's matrices, summed along the blocks, to later ones (direction 1) or earlier ones (-1)."""
     if not _one_by_one():
         return _products(blocks_BNLHd, matrix_HJIL, direction).astype(blocks_BNLHd.dtype)
 
@@ -44,68 +64,15 @@ def _across_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: i
         y_BNL1d = _products(_head(blocks_BNLHd, h), matrix_1JIL, direction).astype(blocks_BNLHd.dtype)
         return jax.lax.dynamic_update_slice_in_dim(blocks_BNLHd, y_BNL1d, h, 3)
 
-    return _for_each_head(matrix_HJIL.shape[0], replace, blocks_BNLHd)
+    return jax.lax.fori_loop(0, matrix_HJIL.shape[0], replace, blocks_BNLHd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _matrix_gradient(blocks_BNLHd: jax.Array, dy_BNLHd: jax.Array, distances: int) -> jax.Array:
     """m[h, j, i, l] = sum_n x[n, i] dy[n + j, l] over rows and channels too, float32 [H, J, L, L]."""
     if not _one_by_one():
         return _outer_products(blocks_BNLHd, dy_BNLHd, distances)
-
-    def fill(h: jax.Array, matrix_HJIL: jax.Array) -> jax.Array:
-        matrix_1JIL = _outer_products(_head(blocks_BNLHd, h), _head(dy_BNLHd, h), distances)
-        return jax.lax.dynamic_update_slice_in_dim(matrix_HJIL, matrix_1JIL, h, 0)
-
-    _, _, L, H, _ = blocks_BNLHd.shape
-    return _for_each_head(H, fill, jnp.zeros((H, distances, L, L), jnp.float32))
-
-
-def _across_blocks_backward(
-    direction: int, saved: tuple[jax.Array, jax.Array], dy_BNLHd: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    blocks_BNLHd, matrix_HJIL = saved
-    dx_BNLHd = _across_blocks(dy_BNLHd, matrix_HJIL.swapaxes(2, 3), -direction)
-    J = matrix_HJIL.shape[1]
-    if direction > 0:
-        dmatrix_HJIL = _matrix_gradient(blocks_BNLHd, dy_BNLHd, J)
-    else:
-        dmatrix_HJIL = _matrix_gradient(dy_BNLHd, blocks_BNLHd, J).swapaxes(2, 3)
-    return dx_BNLHd, dmatrix_HJIL.astype(matrix_HJIL.dtype)
-
-
-def _matrix_gradient_backward(
-    distances: int, saved: tuple[jax.Array, jax.Array], dmatrix_HJIL: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    del distances
-    blocks_BNLHd, dy_BNLHd = saved
-    dmatrix_HJIL = dmatrix_HJIL.astype(blocks_BNLHd.dtype)
-    return (
-        _across_blocks(dy_BNLHd, dmatrix_HJIL.swapaxes(2, 3), -1),
-        _across_blocks(blocks_BNLHd, dmatrix_HJIL, 1),
-    )
-
-
-_across_blocks.defvjp(lambda x, m, direction: (_across_blocks(x, m, direction), (x, m)), _across_blocks_backward)
-_matrix_gradient.defvjp(lambda x, dy, J: (_matrix_gradient(x, dy, J), (x, dy)), _matrix_gradient_backward)
-
-
-def _one_by_one() -> bool:
-    """Whether heads follow each other: on CPU, where the arrays of one then fit into the cache."""
-    return jax.default_backend() == "cpu"
-
-
-def _for_each_head(heads: int, put: Callable[[jax.Array, jax.Array], jax.Array], result: jax.Array) -> jax.Array:
-    """`result` after `put(h, result)` of each head.
-
-    A while loop, not a scan: JAX 0.10 confuses the residuals of a scan within the scan over layers when it
-    differentiates twice. Nothing needs the loop's own derivative, see `_across_blocks`.
-    """
-
-    def next_head(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return state[0] + 1, put(*state)
-
-    return jax.lax.while_loop(lambda state: state[0] < heads, next_head, (jnp.int32(0), result))[1]
+    of_head = lambda h: _outer_products(_head(blocks_BNLHd, h), _head(dy_BNLHd, h), distances)[0]  # noqa: E731
+    return jax.lax.map(of_head, jnp.arange(blocks_BNLHd.shape[3]))
 
 
 def _head(x_BNLHd: jax.Array, h: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ The background thread only saves waiting. A raise that is due waits for its comp
 timing cannot change a result.
 
 The first run of a program takes longer than the others: on CPU its kernels are only then made, and its memory is new.
-So small programs are also run once on zeros, behind the scenes.
+There, small programs are also run once on zeros, behind the scenes.
 """
 
 import math

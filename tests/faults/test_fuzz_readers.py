@@ -160,7 +160,7 @@ HOST = {
 
 
 def test_the_host_state_of_a_run_is_accepted(tmp_path):
-    require_training_host(HOST, 4, tmp_path)
+    assert require_training_host(HOST, 4, tmp_path) is None, "raises otherwise, as the next tests show"
 
 
 @pytest.mark.parametrize("field", [*HOST, *(f"controller.{name}" for name in HOST["controller"])])

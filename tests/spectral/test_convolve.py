@@ -121,6 +121,51 @@ def test_an_output_has_no_gradient_from_later_inputs(method, tolerance, t):
     assert np.abs(gradient[:, t]).max() > 0
 
 
+@pytest.fixture(params=("one by one", "at once"))
+def heads(request, monkeypatch):
+    """Both forms of `toeplitz`: heads follow each other on CPU, accelerators take all of them at once."""
+    monkeypatch.setattr("fftlm_jax.spectral.toeplitz._one_by_one", lambda: request.param == "one by one")
+
+
+@pytest.mark.parametrize("case,T,H,d,K", SHAPES)
+def test_both_forms_of_toeplitz_are_causal_and_have_the_values_and_gradients_of_direct(heads, case, T, H, d, K):
+    u, kernel = random_case(T, H, d, K)
+    changed = u.copy()
+    changed[:, T // 2] += 10.0
+
+    def all_of(method):
+        way = lambda u, kernel: causal_convolve(u, kernel, method)
+        loss = lambda u, kernel: jnp.sum(jnp.sin(way(u, kernel) / K**0.5))
+        # A function of its own for every call, since jit would keep the other form.
+        return jax.jit(lambda: (way(u, kernel), jax.grad(loss, (0, 1))(u, kernel), way(changed, kernel)))()
+
+    found, expected = all_of("toeplitz"), all_of("direct")
+    chex.assert_trees_all_close(found, expected, atol=1e-4 * K**0.5)
+    np.testing.assert_array_equal(found[0][:, : T // 2], found[2][:, : T // 2])
+
+
+@pytest.mark.parametrize("method", ("fft", "toeplitz"))
+def test_second_derivatives_through_a_scan_over_layers_equal_those_of_direct(heads, method):
+    """Reverse over reverse: the gradients of the gradients, in inputs and taps, of a model of two layers."""
+    (u, kernel), (du, dkernel) = random_case(70, 2, 2, 40), random_case(70, 2, 2, 40, seed=1)
+    kernel_LHK, dkernel_LHK = (np.stack([x, x[:, ::-1]]) / 6 for x in (kernel, dkernel))
+
+    def loss(u, kernel_LHK, method):
+        layer = lambda x, kernel_HK: (jnp.tanh(causal_convolve(x, kernel_HK, method)), None)
+        return jnp.sum(jnp.sin(jax.lax.scan(layer, u, kernel_LHK)[0]))
+
+    def products(method):
+        def slope(u, kernel_LHK):
+            gradients = jax.grad(loss, (0, 1))(u, kernel_LHK, method)
+            return jnp.vdot(gradients[0], du) + jnp.vdot(gradients[1], dkernel_LHK)
+
+        return jax.jit(jax.grad(slope, (0, 1)))(u, kernel_LHK)
+
+    found, expected = products(method), products("direct")
+    assert min(float(jnp.abs(x).max()) for x in expected) > 0.1, "no product of nothing"
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_the_gradient_of_the_fft_path_has_no_complex_to_complex_transform():
     """It would do twice the work; jax's transpose of rfft did so once."""
     u, kernel = (jnp.asarray(x) for x in random_case(64, 2, 4, 16))
