@@ -21,6 +21,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directo
 def main(arguments: list[str]) -> int:
     """Runs the command line and returns the exit code of `fftlm_jax.errors`."""
     from fftlm_jax import compile_cache, faults
+    from fftlm_jax.config import read_config
     from fftlm_jax.errors import RunError, UsageError
     from fftlm_jax.untrusted import printable
 
@@ -33,12 +34,12 @@ def main(arguments: list[str]) -> int:
             raise UsageError("--config is missing: pass a config file, for example --config=configs/quickstart.py.")
         name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
         workdir = _WORKDIR.value or f"runs/{name}"
-        if isinstance(setting := _CONFIG.value.get("compile_cache"), str):  # Whatever else it is, it is refused there.
-            compile_cache.use(setting, os.environ)
-        if _CONFIG.value.get("task") == "raft":
+        config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
+        compile_cache.use(config.compile_cache, os.environ)
+        if config.task == "raft":
             from fftlm_jax.raft.dry_run import dry_run
             from fftlm_jax.raft.loop import run
-        else:  # Whatever else the task is, it is checked there.
+        else:
             from fftlm_jax.training.dry_run import dry_run
             from fftlm_jax.training.loop import run
         if _DRY_RUN.value:

@@ -1,11 +1,14 @@
 """`fftlm_jax.evaluate`: every byte in its place and scored once, and a command line that says what is wrong."""
 
+import contextlib
+import functools
+import io
 import json
 import math
 import subprocess
 import sys
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -15,19 +18,20 @@ from fftlm_jax.evaluation.generated import generate, statistics
 from fftlm_jax.generation import Decoder, sampling_of
 from fftlm_jax.model import build, score
 from fftlm_jax.training import run, saved_run
-from fftlm_jax.training.evaluation import bpb_by_range
+from fftlm_jax.training.evaluation import bpb_by_range, make_evaluate
+from tests.generation.made_up_run import copy_with
 from tests.tiny import ROOT, tiny_values
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A finished chunk run on a small text of its own, with an average of the weights."""
+    """A finished chunk run on a small text of its own, with an average of the weights. It sees 8 bytes."""
     folder = tmp_path_factory.mktemp("evaluated")
     text = np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 6000)
     (folder / "corpus.txt").write_bytes(text.tobytes())
-    values = tiny_values(
-        train__epochs=2, data__path=str(folder / "corpus.txt"), optim__ema_decay=0.5, sample__bytes=0, eval__max_bytes=0
-    )
+    small = {"model__n_layers": 1, "model__kernel_len": 8, "curriculum__rule": "none", "sample__bytes": 0}
+    path = str(folder / "corpus.txt")
+    values = tiny_values(**small, train__epochs=1, data__path=path, optim__ema_decay=0.5, eval__max_bytes=0)
     run(values, folder / "run")
     return folder / "run"
 
@@ -37,6 +41,20 @@ def saved(workdir):
     return saved_run.load(workdir, "last")
 
 
+@functools.cache
+def compiled_evaluation(config, low_pass):
+    return make_evaluate(config, build(config.model)[0], low_pass)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    """Evaluations of equal configs are compiled once for all tests; pictures are drawn where they are looked at."""
+    monkeypatch.setattr(evaluate, "make_evaluate", lambda config, _, low_pass: compiled_evaluation(config, low_pass))
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(evaluate, "draw", lambda tally, found, file, title: file.touch())
+
+
+ONLY_SCORES = ("--contexts=0", "--generate=0")
 TEXT = np.random.default_rng(1).integers(97, 105, 777).astype(np.uint8)
 
 
@@ -51,18 +69,13 @@ def test_every_byte_but_the_first_chunks_is_scored_exactly_once(saved):
 
 def test_places_add_up_to_the_loss_of_each_byte(saved):
     graph, _ = build(saved.config.model)
-    nats = np.zeros(32)
-    for batch in evaluation_batches(TEXT, 32, 4, 5):
-        scores = score(
-            graph,
-            saved.params,
-            jnp.asarray(batch.windows),
-            saved.low_pass,
-            chunk=4,
-            with_chunk=False,
-            valid_B=jnp.asarray(batch.valid),
-        )
-        nats += np.asarray(scores.next_byte_BT * scores.next_byte_weight_BT).sum(axis=0)
+
+    @jax.jit
+    def nats_of(windows_BW, valid_B):
+        scores = score(graph, saved.params, windows_BW, saved.low_pass, chunk=4, with_chunk=False, valid_B=valid_B)
+        return (scores.next_byte_BT * scores.next_byte_weight_BT).sum(axis=0)
+
+    nats = sum(np.asarray(nats_of(*batch)) for batch in evaluation_batches(TEXT, 32, 4, 5))
     tally = evaluate.tally_of(saved, TEXT)
     np.testing.assert_allclose(tally.next_byte_T, nats, rtol=1e-4)
     found = evaluate.results(saved, tally, len(TEXT))
@@ -96,8 +109,9 @@ def test_ranges_cover_every_position_once(saved):
     assert np.average([bits for *_, bits in ranges], weights=weights) == pytest.approx(bpb, rel=1e-6)
 
 
+@pytest.mark.pictures
 def test_the_command_agrees_with_the_run(workdir, saved, capsys):
-    assert evaluate.main([str(workdir), "--step=last"]) == 0
+    assert evaluate.main([str(workdir), "--step=last", *ONLY_SCORES]) == 0
     output = capsys.readouterr().out
     found = json.loads((workdir / f"evaluation_{saved.step}.json").read_text())
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -107,43 +121,51 @@ def test_the_command_agrees_with_the_run(workdir, saved, capsys):
     np.testing.assert_allclose(found["chunk_bpb_by_offset"], last["chunk_bpb_by_offset"], atol=2e-4)
     assert "599 bytes, each scored once" in output and "596 bytes, each scored once" in output
     assert (workdir / f"evaluation_{saved.step}.png").read_bytes().startswith(b"\x89PNG")
-    assert evaluate.main([str(workdir), "--step=last", "--ema"]) == 0
+    assert evaluate.main([str(workdir), "--step=last", "--ema", *ONLY_SCORES]) == 0
     average = json.loads((workdir / f"evaluation_{saved.step}_ema.json").read_text())
     assert (average["weights"], found["weights"], found["text"]) == ("average", "raw", "held out")
     assert average["bpb"] == pytest.approx(last["ema_bpb"], abs=1e-5)
 
 
-def test_generated_text_stands_beside_what_the_text_has_there(workdir, saved, tmp_path, capsys):
-    arguments = [str(workdir), "--step=last", "--generate=512", "--contexts=50", f"--out={tmp_path / 'e'}"]
-    assert evaluate.main(arguments) == 0
-    found = json.loads((tmp_path / "e.json").read_text())
+@pytest.fixture(scope="module")
+def whole_evaluation(workdir, tmp_path_factory):
+    """Arguments of an evaluation with all of its parts, but for where it goes; what it prints and writes."""
+    arguments = [str(workdir), "--step=last", "--generate=512", "--contexts=50"]
+    out = tmp_path_factory.mktemp("whole") / "e"
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert evaluate.main([*arguments, f"--out={out}"]) == 0
+    assert out.with_name("e.png").read_bytes().startswith(b"\x89PNG")
+    return arguments, output.getvalue(), out.with_name("e.json").read_text()
+
+
+def test_generated_text_stands_beside_what_the_text_has_there(workdir, saved, whole_evaluation):
+    _, output, numbers = whole_evaluation
+    found = json.loads(numbers)
     corpus = np.fromfile(workdir.parent / "corpus.txt", np.uint8)
     training, held_out = corpus[:5400], corpus[5400:]
     generated = generate(saved, held_out, 512)
     places = found["generation"]["places"]
     np.testing.assert_array_equal(generated.true_PN, [held_out[place : place + 64] for place in places])
-    prompt = held_out[places[3] - generated.prompt : places[3]].tobytes()
+    prompts = [held_out[place - generated.prompt : place].tobytes() for place in places]
     decoder = Decoder(saved.config.model, build(saved.config.model)[0], saved.low_pass)
-    assert decoder.generate(saved.params, [prompt], 64, sampling_of(saved.config.sample), rows=[3]) == [
-        generated.written_PN[3].tobytes()
-    ]
+    written = decoder.generate(saved.params, prompts, 64, sampling_of(saved.config.sample))
+    assert written == [piece.tobytes() for piece in generated.written_PN]
     for name, pieces in (("generated", generated.written_PN), ("text", generated.true_PN)):
         assert found["generation"][name] == json.loads(json.dumps(statistics(pieces, training)))
-    assert [row["context"] for row in found["by_context"]["lengths"]] == [1, 2, 4, 8, 16, 23]
-    output = capsys.readouterr().out
-    assert "more than with 23; the same 50 bytes" in output
-    assert "8 x 64 bytes generated, each after 23 bytes" in output and "of 5,400 bytes of training text" in output
+    assert [row["context"] for row in found["by_context"]["lengths"]] == [1, 2, 4, 8]
+    assert "more than with 8; the same 50 bytes" in output
+    assert "8 x 64 bytes generated, each after 8 bytes" in output and "of 5,400 bytes of training text" in output
 
 
-def test_a_corpus_that_stays_in_its_files_gives_the_same_numbers(workdir, tmp_path, monkeypatch):
-    for name, limit in (("memory", 10**6), ("files", 0)):
-        monkeypatch.setattr("fftlm_jax.data.corpus.MEMORY_LIMIT", limit)
-        assert evaluate.main([str(workdir), "--generate=512", "--contexts=50", f"--out={tmp_path / name}"]) == 0
-    assert (tmp_path / "files.json").read_text() == (tmp_path / "memory.json").read_text()
+def test_a_corpus_that_stays_in_its_files_gives_the_same_numbers(whole_evaluation, tmp_path, monkeypatch):
+    monkeypatch.setattr("fftlm_jax.data.corpus.MEMORY_LIMIT", 0)
+    arguments, _, in_memory = whole_evaluation
+    assert evaluate.main([*arguments, f"--out={tmp_path / 'files'}"]) == 0
+    assert (tmp_path / "files.json").read_text() == in_memory
 
 
 def test_parts_can_be_left_out_and_what_is_missing_is_said(workdir, tmp_path, capsys):
-    assert evaluate.main([str(workdir), "--contexts=0", "--generate=0", f"--out={tmp_path / 'e'}"]) == 0
+    assert evaluate.main([str(workdir), *ONLY_SCORES, f"--out={tmp_path / 'e'}"]) == 0
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["by_context"] is None and found["generation"] is None and found["notes"] == []
     assert evaluate.main([str(workdir), "--contexts=0", "--generate=4096", f"--out={tmp_path / 'e'}"]) == 0
@@ -152,11 +174,12 @@ def test_parts_can_be_left_out_and_what_is_missing_is_said(workdir, tmp_path, ca
 
 def test_another_text_can_be_scored(workdir, tmp_path, capsys):
     (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
-    assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", f"--out={tmp_path / 'new' / 'e'}"]) == 0
+    scored = [str(workdir), f"--text={tmp_path / 'other.txt'}", "--contexts=0"]
+    assert evaluate.main([*scored, f"--out={tmp_path / 'new' / 'e'}"]) == 0
     assert "777 bytes of text" in capsys.readouterr().out and (tmp_path / "new" / "e.png").exists()
     before = sorted(workdir.glob("evaluation_*"))
     for more in ([], ["--max_bytes=500"], [f"--out={tmp_path / 'lr_0.1'}"], [f"--out={tmp_path / 'lr_0.2'}"]):
-        assert evaluate.main([str(workdir), f"--text={tmp_path / 'other.txt'}", "--contexts=0", *more]) == 0
+        assert evaluate.main([*scored, *more]) == 0
     assert {p.name for p in tmp_path.glob("lr*")} == {f"lr_0.{i}.{kind}" for i in (1, 2) for kind in ("json", "png")}
     new = {p.name for p in workdir.glob("evaluation_*")} - {p.name for p in before}
     assert len(new) == 4 and all("_other" in name for name in new), "the held-out evaluation is not replaced"
@@ -167,8 +190,8 @@ def test_a_copied_run_needs_its_corpus_for_its_held_out_part_only(workdir, tmp_p
     corpus = workdir.parent / "corpus.txt"
     corpus.rename(tmp_path / "away")
     try:
-        arguments = [str(workdir), f"--text={tmp_path / 'other.txt'}", "--generate=512", f"--out={tmp_path / 'e'}"]
-        assert evaluate.main(arguments) == 0
+        arguments = [str(workdir), f"--text={tmp_path / 'other.txt'}", "--generate=512", "--contexts=0"]
+        assert evaluate.main([*arguments, f"--out={tmp_path / 'e'}"]) == 0
         generation = json.loads((tmp_path / "e.json").read_text())["generation"]
         assert generation["training_bytes"] is None and "copied" not in generation["generated"]
         assert "No copies from the training text were looked for: data.path" in capsys.readouterr().out
@@ -178,23 +201,19 @@ def test_a_copied_run_needs_its_corpus_for_its_held_out_part_only(workdir, tmp_p
         (tmp_path / "away").rename(corpus)
 
 
-def test_the_signal_method_scores_last_positions_and_says_so(tmp_path, capsys):
-    values = tiny_values(
-        train__epochs=1,
-        curriculum__method="signal",
-        objective__positions="last",
-        objective__next_byte_weight=0.0,
-    )
-    run(values, tmp_path / "run")
+def test_the_signal_method_scores_last_positions_and_says_so(workdir, tmp_path, capsys):
+    """The same run, as if its cutoff had masked signals."""
+    changes = {"objective__positions": "last", "objective__next_byte_weight": 0.0}
+    signals = copy_with(workdir, tmp_path / "run", curriculum__method="signal", **changes)
     (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
-    assert evaluate.main([str(tmp_path / "run"), f"--text={tmp_path / 'other.txt'}"]) == 0
+    assert evaluate.main([str(signals), f"--text={tmp_path / 'other.txt'}"]) == 0
     output = capsys.readouterr().out
     assert "32 to 32" in output and "No bpb by length of context: the signal method" in output
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(workdir):
     """As in `... | head -1`; what was computed is written nevertheless."""
-    command = [sys.executable, "-m", "fftlm_jax.evaluate", str(workdir), "--max_bytes=400"]
+    command = [sys.executable, "-m", "fftlm_jax.evaluate", str(workdir), "--max_bytes=400", *ONLY_SCORES]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     errors = process.stderr.read()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from configs import aligned
@@ -55,12 +56,38 @@ def hash_of(workdir: pathlib.Path, step: int | None = None) -> str:
     return state_hash(read_arrays(folder), read_host(folder)["controller"])
 
 
-def run_main(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
-    """Runs main.py to its end."""
+def main_here(*arguments: str) -> int:
+    """Runs main.py's own entry point in this process and returns its exit code; what it says is printed as there."""
+    import main  # Late: a child's config file imports this module, and main.py defines its flags once.
+
+    _forget_flags()
+    command_line = ["main.py", *arguments]
+    before, sys.argv = sys.argv, command_line  # Where overrides are looked for.
+    try:
+        return main.main(main.parse_flags(command_line))
+    except SystemExit as stopped:  # As absl's app.run would end.
+        print(stopped.code, file=sys.stderr)
+        return 1
+    finally:
+        sys.argv = before
+        _forget_flags()
+
+
+def _forget_flags() -> None:
+    """As in a new process: every override of a config is a flag of its own."""
+    flags.FLAGS.unparse_flags()
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+
+
+def run_main(
+    *arguments: str, env: dict[str, str | None] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess:
+    """Runs main.py to its end. `env` adds to the environment; a variable that is None there is taken away."""
     return subprocess.run(main_command(*arguments), **_process_options(env), timeout=timeout, check=False)
 
 
-def start_main(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen:
+def start_main(*arguments: str, env: dict[str, str | None] | None = None) -> subprocess.Popen:
     """Starts main.py and returns at once."""
     return subprocess.Popen(main_command(*arguments), **_process_options(env))
 
@@ -69,7 +96,7 @@ def main_command(*arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "main.py"), *arguments]
 
 
-def _process_options(env: dict[str, str] | None) -> dict[str, Any]:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **(env or {})}
-    environment.pop("XLA_FLAGS", None)  # Main sets those that users run with.
+def _process_options(env: dict[str, str | None] | None) -> dict[str, Any]:
+    variables = {**os.environ, "JAX_PLATFORMS": "cpu", **(env or {})}
+    environment = {name: value for name, value in variables.items() if value is not None}
     return {"cwd": ROOT, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

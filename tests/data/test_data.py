@@ -231,3 +231,10 @@ def test_batch_stages_take_every_window_once_in_order(multiples):
     assert changes == {(1, 2, 3): [6, 13], (3, 1): [10]}.get(multiples, [])
     assert stages.next_change(0) == (changes or [None])[0] and stages.next_change(13) is None
     assert stages.largest == 2 * max(multiples)
+
+
+def test_the_order_of_a_pass_is_a_function_of_the_seed():
+    """And not its phase alone."""
+    first, other = (TrainingWindows(np.zeros(10000, np.uint8), 16, 1, seed) for seed in (5, 6))
+    orders = [windows.offsets(0, windows.per_pass) // 16 for windows in (first, other)]
+    assert (orders[0] == orders[1]).mean() < 0.05

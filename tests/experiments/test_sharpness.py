@@ -1,8 +1,10 @@
 """Curvature, limits and cosines on functions whose answers are known, and the experiment on a tiny run."""
 
 import ast
+import functools
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +20,24 @@ from experiments.lanczos import top_eigenpair
 from experiments.landscape import Landscape, adam_scale, largest_stable, limit_of_adam, top_curvature
 from experiments.sharpness_bench import CUTOFFS, FACTORS, MEASURES, View
 from fftlm_jax.config import read_config
-from fftlm_jax.curriculum import Answer
 from fftlm_jax.errors import UsageError
 from fftlm_jax.optim import label_params
 from fftlm_jax.training import run, setup
-from fftlm_jax.training.step import events
-from tests.tiny import tiny, tiny_values
+from tests.tiny import tiny_values
 
 CONSTANT = {
     "objective__name": "next_byte", "model__chunk": 1, "model__n_layers": 1, "model__d_model": 8, "model__seq_len": 16,
-    "model__kernel_len": 8, "curriculum__ladder": ("full",), "lr__stages": (("rest", 1.0, 1.0),), "sample__bytes": 0,
-    "train__accum_steps": 1, "train__epochs": 1, "eval__every": 99, "checkpoint__every": 99,
+    "model__kernel_len": 8, "model__projections": False, "curriculum__ladder": ("full",),
+    "lr__stages": (("rest", 1.0, 1.0),), "sample__bytes": 0,
+    "train__accum_steps": 1, "train__steps_per_epoch": 6, "train__epochs": 1, "eval__every": 99,
+    "checkpoint__every": 99,
 }  # fmt: skip
+CONFIG_FILE = f"""
+from tests.tiny import tiny_values
+
+def get_config():
+    return tiny_values(**{CONSTANT!r})
+"""
 
 
 def symmetric(size, seed):
@@ -66,23 +74,35 @@ def test_lanczos_stops_where_the_space_is_closed():
 
 
 @pytest.fixture(scope="module")
-def trained():
+def folder(tmp_path_factory):
+    """Of the experiment: a trial of it, six steps at the lowest cutoff. Small batches, and landscapes made once."""
+    path = tmp_path_factory.mktemp("sharpness")
+    (path / "config.py").write_text(CONFIG_FILE)
+    trial = sharpness.trials(1)[0]
+    assert trial.arm == "1/4" and trial.overrides[1] == "curriculum.schedule=((0,0.25),)"
+    run(tiny_values(**CONSTANT, curriculum__rule="schedule", curriculum__schedule=((0, 0.25),)), path / trial.name)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sharpness_bench, "_FIXED_WINDOWS", 8)
+        monkeypatch.setattr(sharpness_bench, "Landscape", functools.cache(Landscape))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
     """Landscapes at the lowest and the full cutoff, a state six steps into training at the former, and the text."""
-    config = tiny(**CONSTANT, curriculum__rule="schedule", curriculum__schedule=((0, 2),))
-    low, full = (Landscape(config, setup.low_pass_at(config, cutoff)) for cutoff in (2, 9))
-    bench = sharpness_bench.Bench(config)
-    state = setup.first_state(config, setup.build_controller(config), setup.build_optimizer_of(config))
-    for i in range(6):
-        state, _ = low.step(state, bench.orders[0].batch(i, 1, 2), *events(Answer()))
-    return low, full, state, bench
+    config, state = sharpness_bench.load_state(folder / "1_4-seed0")
+    low, full = (sharpness_bench.Landscape(config, setup.low_pass_at(config, cutoff)) for cutoff in (2, 9))
+    return low, full, jax.tree.map(jnp.asarray, state), sharpness_bench.Bench(config)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def is_masked(params):
     """Flat mask of the kernels' coefficients above the lowest cutoff, which lets 2 of 8 pass."""
-    mark = lambda group, leaf: jnp.broadcast_to(
-        (group == "convolution") & (jnp.arange(leaf.shape[-1]) >= 2), leaf.shape
-    )
-    return np.asarray(ravel_pytree(jax.tree.map(mark, label_params(params), params))[0])
+    mark = lambda group, leaf: np.broadcast_to((group == "convolution") & (np.arange(leaf.shape[-1]) >= 2), leaf.shape)
+    return flat(jax.tree.map(mark, label_params(params), params))
 
 
 def test_products_are_those_of_the_dense_hessian_and_masked_coefficients_have_none(trained):
@@ -90,17 +110,17 @@ def test_products_are_those_of_the_dense_hessian_and_masked_coefficients_have_no
     # Nearly all of a tiny model is embedding and head: held fixed, they leave a dense matrix that fits.
     held = {name: part for name, part in state.params.items() if name in ("embed", "head")}
     free = {name: part for name, part in state.params.items() if name not in held}
-    windows = bench.fixed[0][:4]
-    flat, unravel = ravel_pytree(free)
-    loss = lambda p: low.loss({**held, **unravel(p)}, windows)
-    dense = np.asarray(jax.jacrev(jax.grad(loss))(flat), np.float64)
+    windows = bench.fixed[0]
+    free_F, unravel = ravel_pytree(free)
+    dense = jax.jit(jax.jacrev(jax.grad(lambda p: low.loss({**held, **unravel(p)}, windows))))(free_F)
+    dense = np.asarray(dense, np.float64)
     masked = is_masked(free)
     assert masked.sum() == 4 * 6 and not dense[masked].any() and dense[~masked].any(axis=1).mean() > 0.9
 
-    vector = np.random.default_rng(0).normal(size=flat.size).astype(np.float32)
-    direction = {**jax.tree.map(jnp.zeros_like, held), **unravel(jnp.asarray(vector))}
+    vector = np.random.default_rng(0).normal(size=free_F.size).astype(np.float32)
+    direction = {**jax.tree.map(np.zeros_like, held), **unravel(jnp.asarray(vector))}
     image = ravel_pytree(state.params)[1](low.product(state.params, windows, direction))
-    assert np.asarray(ravel_pytree({name: image[name] for name in free})[0]) == pytest.approx(dense @ vector, abs=1e-4)
+    assert flat({name: image[name] for name in free}) == pytest.approx(dense @ vector, abs=1e-4)
     assert not np.asarray(low.gradient(state.params, windows))[is_masked(state.params)].any()
 
 
@@ -121,11 +141,12 @@ def test_the_preconditioner_is_what_adam_divides_by(trained):
     _, full, state, bench = trained
     optim = full.config.optim
     (adam,) = around.states_of(state.opt_state, optax.ScaleByAdamState)
-    gradient = jax.grad(full.loss)(state.params, bench.fixed[0])
+    gradient = full.gradient(state.params, bench.fixed[0])
+    adam = adam._replace(mu=flat(adam.mu), nu=flat(adam.nu))
     updates, after = optax.scale_by_adam(optim.b1, optim.b2, optim.eps).update(gradient, adam)
-    moment = ravel_pytree(after.mu)[0] / (1 - optim.b1 ** int(after.count))
+    moment = after.mu / (1 - optim.b1 ** int(after.count))
     scale = adam_scale(full, state, bench.fixed[0])
-    assert moment / scale == pytest.approx(np.asarray(ravel_pytree(updates)[0]), rel=1e-3, abs=1e-6)
+    assert moment / scale == pytest.approx(np.asarray(updates), rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("b1", (0.0, 0.5, 0.9))
@@ -156,7 +177,7 @@ def test_the_largest_stable_rate(case, changes, allowed, expected):
 
 def test_training_on_leaves_the_state_as_it_was(trained):
     low, _, state, bench = trained
-    options = (bench.orders[1], bench.judge[:16])
+    options = (bench.orders[1], bench.judge)
     changes = around.loss_changes(low, state, *options, factors=(1.0, 1.0, 1e30), steps=3)
     assert changes[0] == changes[1] and math.isfinite(changes[0]) and changes[2] == math.inf
     cosines, later = around.gradient_cosines(low, state, *options, steps=4)
@@ -195,34 +216,32 @@ def test_the_table_judges_the_claims_on_the_same_seeds():
     assert "as claimed" not in flat and "not resolved" in flat
 
 
-def test_a_run_is_measured_at_every_cutoff_once_and_reported(tmp_path, monkeypatch, capsys):
+def test_a_run_is_measured_at_every_cutoff_once_and_reported(folder, monkeypatch, capsys):
     monkeypatch.setattr(sharpness_bench, "TRIAL_STEPS", 2)
+    monkeypatch.setattr(sharpness_bench, "COSINE_STEPS", 3)
     monkeypatch.setattr(sharpness_bench, "FACTORS", (1.0, 4.0))
-    (tmp_path / "config.py").write_text(f"""
-from tests.tiny import tiny_values
-
-def get_config():
-    return tiny_values(**{CONSTANT!r})
-""")
-    options = [f"--out={tmp_path}", f"--config={tmp_path / 'config.py'}", "--seeds=1"]
+    options = [f"--out={folder}", f"--config={folder / 'config.py'}", "--seeds=1"]
     assert sharpness.main([*options, "--index=0"]) == 0
-    file = tmp_path / "1_4-seed0.landscape.json"
+    file = folder / "1_4-seed0.landscape.json"
     found = json.loads(file.read_text())
     assert [v["viewed"] for v in found["views"]] == list(CUTOFFS) and found["lr"] == [1e-2, 4e-2]
     assert all(set(v["values"]) == set(MEASURES) and len(v["loss_changes"]) == 3 for v in found["views"])
     written = file.stat().st_mtime_ns
     assert sharpness.main([*options, "--index=0"]) == 0 and file.stat().st_mtime_ns == written
     assert sharpness.main([*options, "--report"]) == 1
-    report = (tmp_path / "REPORT.md").read_text()
+    report = (folder / "REPORT.md").read_text()
     assert "| top eigenvalue of the Hessian |" in report.split("### raised")[1] and "full-seed0: not run" in report
-    assert (tmp_path / "sharpness.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "sharpness.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_that_it_cannot_measure_are_refused(tmp_path):
-    values = tiny_values(**{**CONSTANT, "lr__stages": (("rest", 1.0, 0.1),), "curriculum__rule": "none"})
-    run(values, tmp_path / "run")
-    with pytest.raises(UsageError, match="needs optim.name 'adamw' and lr.stages"):
-        sharpness_bench.load_state(tmp_path / "run")
+def test_runs_that_it_cannot_measure_are_refused(folder, tmp_path):
+    shutil.copytree(folder / "1_4-seed0", tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    values = json.loads(file.read_text())
+    for section, key, value in (("lr", "stages", [["rest", 1.0, 0.1]]), ("optim", "name", "muon")):
+        file.write_text(json.dumps({**values, section: {**values[section], key: value}}))
+        with pytest.raises(UsageError, match="needs optim.name 'adamw' and lr.stages"):
+            sharpness_bench.load_state(tmp_path / "run")
 
 
 @pytest.mark.parametrize("trial", sharpness.trials(1), ids=lambda trial: trial.arm)

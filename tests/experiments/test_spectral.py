@@ -11,7 +11,7 @@ from experiments import plot_loss, plot_spectral_sweep, radial_noise, spectral_s
 from experiments.sweep import Outcome
 from experiments.trials import Trial
 from fftlm_jax.config import read_config
-from tests.tiny import run_main
+from tests.tiny import main_here
 
 LOG = """
 some source code: step:1/2 in it
@@ -60,11 +60,11 @@ def _typed(text):
         return text
 
 
-def test_the_arm_by_group_passes_the_command_line():
+def test_the_arm_by_group_passes_the_command_line(capsys):
     override = spectral_sweep.GRIDS["future"]["per_layer"][0]
-    done = run_main("--config=configs/spectral_sweep.py", f"--config.{override}", "--config.model.n_layers=0")
-    assert done.returncode == 1 and "config.model.n_layers: must be at least 1" in done.stderr
-    assert "spectral_lr" not in done.stderr
+    assert main_here("--config=configs/spectral_sweep.py", f"--config.{override}", "--config.model.n_layers=0") == 1
+    errors = capsys.readouterr().err
+    assert "config.model.n_layers: must be at least 1" in errors and "spectral_lr" not in errors
 
 
 def test_logs_of_the_source_are_read():

@@ -14,7 +14,8 @@ CONFIG_FILE = """
 from tests.tiny import tiny_values
 
 def get_config():
-    return tiny_values(train__epochs=1, curriculum__rule="none", sample__bytes=0)
+    small = {"model__n_layers": 1, "model__projections": False, "model__chunk": 1, "objective__name": "next_byte"}
+    return tiny_values(**small, train__accum_steps=1, train__epochs=1, curriculum__rule="none", sample__bytes=0)
 """
 
 
@@ -86,7 +87,7 @@ def test_a_sweep_goes_on_after_a_failure_and_trains_nothing_twice(tmp_path, caps
     assert sweep.main([*options, "--index=1"]) == 0
     assert metrics.stat().st_mtime_ns == before
     changed = [option.replace("--arm=good", "--arm=good: lr.base=0.5") for option in options]
-    assert sweep.main(changed) == 1
+    assert sweep.main([*changed, "--index=1"]) == 1
     assert "good-seed0: other settings overrides differ from what was run" in capsys.readouterr().out
     assert metrics.stat().st_mtime_ns == before
     assert sweep.main([*options, "--report"]) == 1

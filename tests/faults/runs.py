@@ -5,12 +5,21 @@ from pathlib import Path
 
 from experiments.soak import training_records
 from fftlm_jax.training.checkpoint import temporary_folders
-from tests.tiny import hash_of, tiny_values
+from tests.tiny import ROOT, hash_of, tiny_values
 
 
 def short_values(**overrides):
-    """A run of 20 steps without samples: raises after 6 and 12, evaluations after 10 and 20, saves every 5 steps."""
-    return tiny_values(**{"sample__bytes": 0, "eval__every": 10, "eval__before_raise": False, **overrides})
+    """A run of 20 steps without samples: raises after 6 and 12, evaluations after 10 and 20, saves every 5 steps.
+
+    Its corpus is one short file, which takes no time to read.
+    """
+    fixed = {
+        "data__path": str(ROOT / "configs" / "aligned.py"),
+        "sample__bytes": 0,
+        "eval__every": 10,
+        "eval__before_raise": False,
+    }
+    return tiny_values(**{**fixed, **overrides})
 
 
 def records_of(workdir: Path) -> list[dict]:

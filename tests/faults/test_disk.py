@@ -13,16 +13,15 @@ from fftlm_jax import faults
 from fftlm_jax.errors import InUseError, NonFiniteError, SaveError
 from fftlm_jax.evaluate import main as evaluate
 from fftlm_jax.generation.cli import main as generate
-from fftlm_jax.raft.loop import run as run_raft
-from fftlm_jax.training import appended, curves, run, run_directory
+from fftlm_jax.training import run, run_directory
 from fftlm_jax.training.appended import AppendedFile
 from fftlm_jax.training.checkpoint import Checkpoints
 from fftlm_jax.training.manifest import manifest_fault, step_numbers, write_manifest
 from fftlm_jax.training.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.run_directory import RunDirectory
 from fftlm_jax.training.verify import main as verify
+from tests.faults.full_disk import FullDisk
 from tests.faults.runs import assert_equal_runs, records_of, short_values
-from tests.raft.raft_run import journal_hashes, raft_values
 from tests.tiny import hash_of
 
 ARRAYS = {"weights": np.arange(3.0)}
@@ -119,34 +118,6 @@ def test_nothing_that_is_not_finite_is_ever_saved(tmp_path, value):
     assert error.value.exit_code == 3 and not checkpoints.directory.exists()
 
 
-class FullDisk:
-    """Writes to metrics, samples, log and pictures fail while `full`; every third takes half of what it is given."""
-
-    def __init__(self, monkeypatch):
-        self.full, self.failures, self._write = False, 0, os.write
-        monkeypatch.setattr(appended.os, "write", self.write)
-        monkeypatch.setattr(curves, "draw_curves", self.draw)
-        monkeypatch.setattr("fftlm_jax.raft.figure.draw_cycles", self.draw)
-        monkeypatch.setattr("fftlm_jax.training.tensorboard.EventsWriter.write_event", self.event)
-
-    def write(self, handle, data):
-        if not self.full:
-            return self._write(handle, data)
-        self.failures += 1
-        if self.failures % 3 == 0:
-            return self._write(handle, data[: len(data) // 2])
-        self.refuse()
-
-    def draw(self, *_):
-        self.refuse() if self.full else None
-
-    def event(self, _):
-        self.refuse() if self.full else None
-
-    def refuse(self):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.mark.parametrize("clears", (True, False))
 def test_a_disk_too_full_for_metrics_and_pictures_ends_no_run(reference, tmp_path, monkeypatch, capsys, clears):
     disk = FullDisk(monkeypatch)
@@ -173,14 +144,6 @@ def test_a_disk_too_full_for_metrics_and_pictures_ends_no_run(reference, tmp_pat
         text = (tmp_path / name).read_text()
         assert text == "" or text.endswith("\n")
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == len((tmp_path / "metrics.jsonl").read_text().splitlines())
-
-
-def test_so_does_it_for_fine_tuning(tmp_path, monkeypatch, capsys):
-    run_raft(raft_values(raft__cycles=0), tmp_path / "straight")
-    FullDisk(monkeypatch).full = True
-    run_raft(raft_values(raft__cycles=0), tmp_path / "full")
-    assert journal_hashes(tmp_path / "full") == journal_hashes(tmp_path / "straight")
-    assert "WARNING: report.md cannot be written" in capsys.readouterr().out
 
 
 def test_a_run_resumed_after_records_were_lost_goes_on_behind_whole_lines(tmp_path):

@@ -4,8 +4,6 @@ import ast
 import subprocess
 import sys
 
-import pytest
-
 from tests.tiny import ROOT
 
 
@@ -74,24 +72,25 @@ def _faults_of_call(node):
             yield "calls np.load without saying that it takes no pickles"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_no_source_executes_what_it_reads(file):
-    assert faults_of(file.read_text(encoding="utf-8"), file.relative_to(ROOT).as_posix()) == []
+def test_no_source_executes_what_it_reads():
+    names = {file.relative_to(ROOT).as_posix(): file for file in FILES}
+    found = {name: faults_of(file.read_text(encoding="utf-8"), name) for name, file in names.items()}
+    assert {name: faults for name, faults in found.items() if faults} == {}
+    assert len(found) > 100, "the files were found"
 
 
-@pytest.mark.parametrize(
-    "source",
-    (
-        "import pickle", "from pickle import loads", "import dill as d", "import shelve", "import marshal.x",
-        "import torch", "import torch\ntorch.load('x')", "from torch import load", "import numpy as np\nnp.load('x')",
-        "np.load('x', allow_pickle=True)", "np.load('x', allow_pickle=flag)", "yaml.load(t)", "yaml.unsafe_load(t)",
-        "from yaml import unsafe_load", "eval('1')", "exec(t)", "compile(t, '', 'exec')", "os.system('x')",
-        "subprocess.run('x', shell=True)", "import socket", "from urllib.request import urlopen", "import http.server",
-        "jax.export.deserialize(b)", "from os import system",
-    ),
+FAULTY = (
+    "import pickle", "from pickle import loads", "import dill as d", "import shelve", "import marshal.x",
+    "import torch", "import torch\ntorch.load('x')", "from torch import load", "import numpy as np\nnp.load('x')",
+    "np.load('x', allow_pickle=True)", "np.load('x', allow_pickle=flag)", "yaml.load(t)", "yaml.unsafe_load(t)",
+    "from yaml import unsafe_load", "eval('1')", "exec(t)", "compile(t, '', 'exec')", "os.system('x')",
+    "subprocess.run('x', shell=True)", "import socket", "from urllib.request import urlopen", "import http.server",
+    "jax.export.deserialize(b)", "from os import system",
 )  # fmt: skip
-def test_the_search_finds(source):
-    assert faults_of(source, "fftlm_jax/x.py")
+
+
+def test_the_search_finds():
+    assert [source for source in FAULTY if not faults_of(source, "fftlm_jax/x.py")] == []
 
 
 def test_the_search_leaves_alone_what_is_harmless():

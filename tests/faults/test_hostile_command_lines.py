@@ -1,24 +1,17 @@
 """Every wrong command line ends in one line with exit code 1, before anything is compiled, read or written."""
 
 import re
+import subprocess
 import sys
 
 import pytest
-from absl import flags
 
-import main
 from fftlm_jax.training import loop, setup
+from fftlm_jax.training.compiler import StepCompiler
 from fftlm_jax.training.run_directory import RunDirectory
-from tests.tiny import run_main
+from tests.tiny import ROOT, main_here, run_main
 
 QUICKSTART = "--config=configs/quickstart.py"
-
-
-def forget_flags():
-    """As in a new process: every override of a config is a flag of its own."""
-    flags.FLAGS.unparse_flags()
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)
 
 
 @pytest.fixture
@@ -28,23 +21,20 @@ def command(tmp_path, monkeypatch, capsys):
     def began(*_, **__):
         raise AssertionError("work began")
 
-    for owner, name in ((setup, "load_run_corpus"), (RunDirectory, "acquire"), (loop.TrainingRun, "__init__")):
-        monkeypatch.setattr(owner, name, began)
+    monkeypatch.setattr(RunDirectory, "acquire", began)
+    monkeypatch.setattr(StepCompiler, "ahead", began)
 
-    def call(*arguments):
-        forget_flags()
-        command_line = ["main.py", f"--workdir={tmp_path / 'run'}", *arguments]
-        monkeypatch.setattr(sys, "argv", command_line)  # Where overrides are looked for.
-        try:
-            code = main.main(main.parse_flags(command_line))
-            err = capsys.readouterr().err
-        except SystemExit as stopped:  # As absl's app.run would print it.
-            code, err = 1, f"{stopped.code}\n"
+    def call(*arguments, reads_data=False):
+        with monkeypatch.context() as patch:
+            if not reads_data:
+                patch.setattr(setup, "load_run_corpus", began)
+                patch.setattr(loop.TrainingRun, "__init__", began)
+            code = main_here(f"--workdir={tmp_path / 'run'}", *arguments)
+        out, err = capsys.readouterr()
+        assert out == "" and list(tmp_path.iterdir()) == []
         return code, err
 
-    yield call
-    assert list(tmp_path.iterdir()) == []
-    forget_flags()
+    return call
 
 
 KEYS = "--config.model."
@@ -54,10 +44,11 @@ KEYS = "--config.model."
     "case,arguments,message",
     (
         ("no layers", [f"{KEYS}n_layers=0"], "config.model.n_layers: must be at least 1, not 0."),
-        ("negative", [f"{KEYS}d_model=-8"], "config.model.d_model: must be at least 1, not -8."),
+        ("negative", [f"{KEYS}d_model=-1"], "config.model.d_model: must be at least 1, not -1."),
         ("infinite", ["--config.lr.base=inf"], "config.lr.base: must be finite, not inf."),
         ("minus infinite", ["--config.lr.base=-inf"], "config.lr.base: must be finite, not -inf."),
-        ("nan", ["--config.optim.clip=nan"], "config.optim.clip: must be finite, not nan."),
+        ("nan", ["--config.lr.base=nan"], "config.lr.base: must be finite, not nan."),
+        ("a clip of nan", ["--config.optim.clip=nan"], "config.optim.clip: must be finite, not nan."),
         ("no rate", ["--config.lr.base=0"], "config.lr.base: must be greater than 0, not 0.0."),
         (
             "a cutoff beyond the window",
@@ -76,6 +67,7 @@ KEYS = "--config.model."
         ("a batch without end", ["--config.train.batch_size=16777216"], "at once; lower it."),
         ("steps without end", ["--config.train.epochs=2000000000"], "are more than 2147483647 steps; lower it."),
         ("an extra argument", ["resume"], "UsageError: unexpected argument 'resume'"),
+        ("a key without dashes", ["lr=3"], "UsageError: unexpected argument 'lr=3'"),
     ),
 )  # fmt: skip
 def test_refusals(command, case, arguments, message):
@@ -91,9 +83,11 @@ def test_refusals(command, case, arguments, message):
         ("an unknown key", [QUICKSTART, "--config.model.d_modle=3"], "no such key: .*[Dd]id you mean.*d_model"),
         ("an unknown section", [QUICKSTART, "--config.modle.d_model=3"], "Did you mean.*model"),
         ("1e3 for a whole number", [QUICKSTART, "--config.train.epochs=1e3"], "UsageError: .*1e3"),
+        ("and for another", [QUICKSTART, f"{KEYS}d_model=1e3"], "UsageError: .*d_model"),
         ("a text for a number", [QUICKSTART, "--config.lr.base=fast"], "UsageError: .*fast"),
         ("a section by a dict", [QUICKSTART, "--config.model={'d_model': 1}"], "config.model: lacks .* never a whole"),
         ("a section by a number", [QUICKSTART, "--config.model=3"], "config.model|UsageError"),
+        ("a section by a word", [QUICKSTART, "--config.model=foo"], "malformed|model"),
         ("an unknown flag", [QUICKSTART, "--wrokdir=x"], "UsageError: .*wrokdir"),
         ("no such config", ["--config=configs/none.py"], "the config file configs/none.py does not exist"),
         ("control characters", [QUICKSTART, "--config.optim.name=\x1b[2J"], r"not '\\x1b\[2J'"),
@@ -107,16 +101,42 @@ def test_refusals_of_the_command_itself(command, case, arguments, message):
 def test_all_faults_are_told_at_once(command):
     code, err = command(QUICKSTART, "--config.lr.base=nan", f"{KEYS}n_layers=0", f"{KEYS}conv_heads=7")
     assert code == 1 and err.count("\n") == 2 and "lr.base" in err and "n_layers" in err, err
+    code, err = command(QUICKSTART, "--config.lr.base=nan", "--config.seed=-1")
+    assert code == 1 and re.search(r"config.seed[\s\S]*config.lr.base", err) and err.count("\n") <= 4, err
+
+
+def test_missing_data_are_named(command):
+    code, err = command(QUICKSTART, "--config.data.path=no/such/file", reads_data=True)
+    assert code == 1 and "no/such/file does not exist" in err and err.count("\n") == 1, err
+
+
+def test_a_process_of_its_own_says_the_same(tmp_path):
+    arguments = (QUICKSTART, "--config.curriculum.ladder=(4,999)", f"{KEYS}n_layers=0")
+    done = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1 and "n_layers: must be at least 1" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == "" and not (tmp_path / "run").exists()
+
+
+def without_jax(*arguments):
+    """Runs `python main.py` in a process of its own in which no import of jax succeeds."""
+    code = "import runpy, sys; sys.modules['jax'] = None; runpy.run_path('main.py', run_name='__main__')"
+    command = [sys.executable, "-c", code, QUICKSTART, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
 @pytest.mark.parametrize(
-    "arguments,message",
+    "argument,message",
     (
-        ([QUICKSTART, "--config.model={'d_model': 1}"], "never a whole section"),
-        ([QUICKSTART, "--config.curriculum.ladder=(4,999)", f"{KEYS}n_layers=0"], "n_layers: must be at least 1"),
+        ("--config.lr.base=nan", "ConfigError: config.lr.base: must be finite, not nan."),
+        ("--config.lr.bas=1", "UsageError: no such key: .*Did you mean.*base"),
     ),
 )
-def test_a_process_of_its_own_says_the_same(arguments, message, tmp_path):
-    done = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert done.stdout == "" and not (tmp_path / "run").exists()
+def test_a_typing_error_is_refused_before_jax_is_imported(argument, message):
+    done = without_jax(argument)
+    assert done.returncode == 1 and re.search(message, done.stderr) and done.stdout == "", done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_one_jax_is_imported():
+    """So that the test above can fail."""
+    assert "import of jax halted" in without_jax("--dry_run").stderr

@@ -1,18 +1,18 @@
-"""Rows 3, 8 and 9: whatever place a run dies at, the same command ends in the same state; and every place is real.
+"""Rows 3 and 8: whatever place a run dies at, the same command ends in the same state; and every place is real.
 
-Death is an exception here, so that one process serves for all; `test_processes.py` kills real ones.
+Death is an exception here, so that one process serves for all; `test_processes.py` kills real ones. Fine-tuning dies in
+`tests/raft/test_loop.py`.
 """
 
 import pytest
 
 from fftlm_jax import faults
 from fftlm_jax.errors import UsageError
-from fftlm_jax.raft.loop import run as run_raft
 from fftlm_jax.training import run
 from fftlm_jax.training.checkpoint import temporary_folders
 from fftlm_jax.training.manifest import step_numbers
 from tests.faults.runs import assert_equal_runs, records_of, short_values
-from tests.raft.raft_run import journal_hashes, raft_values
+from tests.raft.raft_run import PHASES, place_of
 from tests.tiny import hash_of
 
 # Deaths of one run, each later than what is saved by then: where, and the steps that are on disk then.
@@ -55,25 +55,9 @@ def test_so_does_one_that_dies_once(reference, tmp_path, place):
     assert hash_of(tmp_path) == hash_of(reference) and records_of(tmp_path) == records_of(reference)
 
 
-@pytest.fixture(scope="module")
-def raft_reference(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("raft") / "run"
-    run_raft(raft_values(raft__cycles=1), workdir)
-    return journal_hashes(workdir)
-
-
-def test_a_fine_tuning_run_may_die_in_every_phase(raft_reference, tmp_path):
-    places = [place for place in faults.PLACES if place.startswith("raft_")]
-    for place in places:
-        faults.arm(f"stop@{place}:1")
-        with pytest.raises(faults.Stopped):
-            run_raft(raft_values(raft__cycles=1), tmp_path)
-    run_raft(raft_values(raft__cycles=1), tmp_path)
-    assert journal_hashes(tmp_path) == raft_reference
-
-
 def test_every_place_is_tried():
-    tried = {place.split(":")[0] for place, _ in DEATHS} | {p for p in faults.PLACES if p.startswith("raft_")}
+    """Here, or where fine-tuning dies in each of PHASES."""
+    tried = {place.split(":")[0] for place, _ in DEATHS} | {place_of(name) for _, name in PHASES}
     assert tried == set(faults.PLACES)
 
 

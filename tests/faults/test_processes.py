@@ -1,20 +1,24 @@
 """Rows 3, 7 and 8 with processes that are really killed, and that a misspelt fault cannot pass for none."""
 
 import json
-import re
 import signal
 
 import pytest
 
 from fftlm_jax import faults
+from fftlm_jax.training import run
 from fftlm_jax.training.manifest import step_numbers
-from tests.faults.runs import assert_equal_runs
-from tests.tiny import run_main
+from tests.faults.runs import assert_equal_runs, short_values
+from tests.tiny import main_here, run_main
 
 pytestmark = pytest.mark.timeout(600)
 
+# Nobody looks at the pictures of these processes, each of which would take seconds to import matplotlib and to draw.
 CONFIG_FILE = """
+import sys, types
 from tests.faults.runs import short_values
+
+sys.modules["fftlm_jax.training.curves"] = types.SimpleNamespace(draw_curves=lambda records, file, title: file.touch())
 
 def get_config():
     return short_values()
@@ -33,31 +37,24 @@ def command(tmp_path_factory):
     return start
 
 
-@pytest.fixture(scope="module")
-def reference(command, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("reference") / "run"
-    done = command(workdir)
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-def test_killed_in_a_save_and_stopped_twice_in_another_it_is_the_same_run(command, reference, tmp_path):
+def test_killed_in_a_save_and_stopped_twice_in_another_it_is_the_same_run(command, reference, tmp_path, capsys):
     """SIGKILL before the manifest of step 10; then Ctrl-C in step 12 and another in the save that the first asked for,
-    which leaves at once, without that save."""
+    which leaves at once, without that save. This process finishes what those left, and made what it must equal."""
     killed = command(tmp_path, "kill@before_manifest:10")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     twice = command(tmp_path, "int@mid_step:12,int@before_arrays:12")
     assert twice.returncode == -signal.SIGINT and "Traceback" not in twice.stderr
+    assert "resuming from step 5" in twice.stdout
     assert step_numbers(tmp_path / "checkpoints") == [5, 10]
-    done = command(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from step 10" in done.stdout
+    run(short_values(), tmp_path)
+    assert "resuming from step 10" in capsys.readouterr().out
     assert_equal_runs(tmp_path, reference)
 
 
-def test_a_misspelt_fault_is_refused(command, tmp_path):
-    done = command(tmp_path / "run", "kill@before_manifes:10")
-    assert done.returncode == 1 and re.search("UsageError: FFTLM_JAX_FAULT: 'kill@before_manifes:10'", done.stderr)
+def test_a_misspelt_fault_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(faults.VARIABLE, "kill@before_manifes:10")
+    assert main_here("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}") == 1
+    assert "UsageError: FFTLM_JAX_FAULT: 'kill@before_manifes:10'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

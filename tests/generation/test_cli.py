@@ -1,5 +1,6 @@
 """`python -m fftlm_jax.generation`: where prompts come from, what is shown where, and one line for what is wrong."""
 
+import functools
 import io
 import os
 import sys
@@ -11,32 +12,33 @@ import pytest
 
 from fftlm_jax.generation import SamplingConfig, cli, terminal_text
 from fftlm_jax.generation.block import Block
-from fftlm_jax.training import run, saved_run
-from tests.tiny import tiny_values
+from fftlm_jax.model import build
+from fftlm_jax.training import saved_run
+from tests.generation.made_up_run import copy_with, make_run
 
 PROMPT = "def café(".encode()
-
-
-SMALL = {"model__n_layers": 1, "curriculum__rule": "none", "sample__bytes": 0}  # Compiles least.
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A chunk run of which steps 7 and 8 are kept, with an average of its weights."""
-    folder = tmp_path_factory.mktemp("generated")
-    text = np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 6000)
-    (folder / "corpus.txt").write_bytes(text.tobytes())
-    values = {"data__path": str(folder / "corpus.txt"), "optim__ema_decay": 0.5}
-    run(tiny_values(**SMALL, **values, train__epochs=2, checkpoint__every=4), folder / "run")
-    return folder / "run"
+    return make_run(tmp_path_factory.mktemp("generated"))
 
 
 @pytest.fixture(scope="module")
-def next_byte_workdir(tmp_path_factory):
+def next_byte_workdir(workdir):
     """A run without a chunk head and without an average."""
-    folder = tmp_path_factory.mktemp("next_byte") / "run"
-    run(tiny_values(**SMALL, train__epochs=1, objective__name="next_byte"), folder)
-    return folder
+    changes = {"objective__name": "next_byte", "optim__ema_decay": 0.0}
+    return copy_with(workdir, workdir.parent / "next_byte", **changes)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models_built_once():
+    """Which is half of what a command takes."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for module in (cli, saved_run):
+            monkeypatch.setattr(module, "build", functools.cache(build))
+        yield
 
 
 class Terminal(io.TextIOWrapper):
@@ -180,7 +182,7 @@ def test_stats_go_to_stderr_and_only_speculation_has_drafts(generate, mode):
 
 def test_what_could_drive_a_terminal_is_escaped_unless_raw(generate, tmp_path):
     (tmp_path / "prompt").write_bytes(b"\x1b[2J")
-    options = (f"--prompt_file={tmp_path / 'prompt'}", "--bytes=200", "--temperature=100", "--top_p=1")
+    options = (f"--prompt_file={tmp_path / 'prompt'}", "--bytes=200")
     raw = generate(*options, "--raw")[1]
     shown = generate(*options)[1].decode()
     assert raw.startswith(b"\x1b[2J") and len(raw) == 204 and any(byte < 32 for byte in raw[4:])

@@ -11,12 +11,12 @@ from scipy.stats import chi2
 
 from fftlm_jax.generation import Decoder, SamplingConfig, drafts
 from fftlm_jax.generation.sampling import log_probabilities, remember
-from fftlm_jax.model import build, init_params
 from fftlm_jax.model.streaming import Stream, lay_out
 from fftlm_jax.spectral import no_filter
+from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 
-ROWS = 1024
+ROWS = 512
 LETTERS = b"abc"
 OTHERS = bytes(set(range(256)) - set(LETTERS))
 PROMPT = b"ab"
@@ -30,41 +30,45 @@ def two_laws(seed: int = 0):
     """Target and draft over 5 values: apart, and each with a value that the other never takes."""
     p, q = np.random.default_rng(seed).dirichlet(np.ones(5), 2)
     p[1], q[3] = 0, 0
-    return (jnp.log(jnp.asarray(law / law.sum(), jnp.float32)) for law in (p, q))
+    with np.errstate(divide="ignore"):
+        return [np.log((law / law.sum()).astype(np.float32)) for law in (p, q)]
+
+
+residual = jax.jit(drafts.residual)
 
 
 def test_a_byte_that_stands_or_is_drawn_anew_follows_the_target():
     """In closed form: q min(1, p / q), and the mass that fell spread as the residual, add up to p."""
     log_p, log_q = two_laws()
     p, q = np.exp(log_p), np.exp(log_q)
-    grid = (jnp.arange(4000) + 0.5) / 4000  # In place of uniform numbers.
-    many = lambda law: jnp.tile(law, (len(grid), 1))
-    each = [drafts.accepts(grid, jnp.full(len(grid), x), many(log_q), many(log_p)) for x in range(5)]
+    grid = ((np.arange(4000) + 0.5) / 4000).astype(np.float32)  # In place of uniform numbers.
+    many = lambda law: np.tile(law, (len(grid), 1))
+    accepts = jax.jit(drafts.accepts)
+    each = [accepts(grid, np.full(len(grid), x), many(log_q), many(log_p)) for x in range(5)]
     stood = np.mean(each, axis=1)
     np.testing.assert_allclose(stood[q > 0], np.minimum(1, p / np.where(q > 0, q, 1))[q > 0], atol=1e-3)
     fallen = (q * (1 - stood)).sum()
-    np.testing.assert_allclose(q * stood + fallen * np.exp(drafts.residual(log_p, log_q)), p, atol=1e-3)
+    np.testing.assert_allclose(q * stood + fallen * np.exp(residual(log_p, log_q)), p, atol=1e-3)
 
 
 def test_equal_laws_leave_no_residual_and_fall_back_on_the_target():
     log_p, _ = two_laws()
-    np.testing.assert_array_equal(drafts.residual(log_p, log_p), log_p)
+    np.testing.assert_array_equal(residual(log_p, log_p), log_p)
 
 
 def test_what_was_remembered_after_each_byte():
-    recent, new = jnp.asarray([1, 2, 3]), jnp.asarray([4, 5])
-    np.testing.assert_array_equal(drafts.after_each(recent, new), [[2, 3, 4], [3, 4, 5]])
-    np.testing.assert_array_equal(drafts.after_each(recent[:1], new), [[4], [5]])
-    assert drafts.after_each(recent[:0], new).shape == (2, 0)
+    recent, new = np.asarray([1, 2, 3]), np.asarray([4, 5])
+    after_each = jax.jit(drafts.after_each)
+    np.testing.assert_array_equal(after_each(recent, new), [[2, 3, 4], [3, 4, 5]])
+    np.testing.assert_array_equal(after_each(recent[:1], new), [[4], [5]])
+    assert after_each(recent[:0], new).shape == (2, 0)
 
 
 @functools.lru_cache
 def model():
     """A model of chunks of 4 whose later heads are far from its first."""
     config = tiny(model__seq_len=32, model__n_layers=1).model
-    params = init_params(config, 0)
-    params["head"]["kernel"] = params["head"]["kernel"] * 20
-    return config, build(config)[0], params
+    return config, *graph_and_params(config)
 
 
 @functools.lru_cache

@@ -131,3 +131,11 @@ def test_all_rules_together_leave_a_distribution_over_allowed_bytes(seed, spread
     unruly = dataclasses.replace(rules, longest_run=0, repetition_penalty=1.0, banned=b"", ascii_only=False)
     if unruly == rules:
         assert np.argmax(probability) == np.argmax(logits)
+
+
+def test_the_penalty_looks_at_its_window_alone():
+    """Also where more is remembered, for the limit on runs."""
+    rules = SamplingConfig(repetition_penalty=2.0, repetition_window=2, longest_run=4)
+    found = log_probabilities(LOGITS, jnp.asarray([0, 1, 2, 3]), rules)
+    expected = jax.nn.log_softmax(penalise_repetition(LOGITS, jnp.asarray([2, 3]), 2.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -1,6 +1,7 @@
 """Nothing sees the future: every mixer, memory, cutoff and filter method, block and model, in every way we can ask."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import pytest
 from flax import nnx
 
 from fftlm_jax.config import ModelConfig
-from fftlm_jax.model import build, init_params, memory
+from fftlm_jax.model import memory
 from fftlm_jax.model.blocks import Block
 from fftlm_jax.spectral import LowPass, no_filter
+from tests.model.lively import graph_and_params
 
 SEQ_LEN, BINS = 160, 81
-CUTOFFS = (10, 20, 40, 80, BINS)
+LOW_PASSES = tuple(LowPass(cutoff, BINS) for cutoff in (10, 20, 40, 80, BINS))
 
 
 def model_config(**overrides) -> ModelConfig:
@@ -40,44 +42,64 @@ def model_config(**overrides) -> ModelConfig:
     return dataclasses.replace(base, **overrides)
 
 
-def logits_function(config: ModelConfig, low_pass: LowPass):
-    graph, _ = build(config)
-    params = init_params(config, 0)
+@functools.cache
+def compiled(config: ModelConfig, *low_passes: LowPass):
+    """The logits [2, T, C, V] of two windows under each band limit, one program for all of them."""
+    graph, params = graph_and_params(config)
 
     @jax.jit
-    def logits(bytes_BT):
+    def logits(params, bytes_BT):
         model = nnx.merge(graph, params)
-        return model.head.chunk(model(bytes_BT, low_pass))
+        return [model.head.chunk(model(bytes_BT, low_pass)) for low_pass in low_passes]
 
-    return logits
+    return lambda bytes_BT, params=params: np.stack(logits(params, bytes_BT))
+
+
+@functools.cache
+def compiled_gradients(config: ModelConfig, *low_passes: LowPass):
+    """By each input byte [T, 256] under each band limit: the gradient of the logits at one position, added up."""
+    graph, params = graph_and_params(config)
+
+    @jax.jit
+    def gradients(params, is_looked_at_T):
+        def looked_at(embedding, low_pass):
+            model = nnx.merge(graph, {**params, "embed": {"embedding": embedding}})
+            # Every position has an embedding row of its own.
+            logits = model.head.chunk(model(jnp.arange(SEQ_LEN)[None], low_pass))
+            return (logits.sum(axis=(2, 3)) * is_looked_at_T).sum()
+
+        return [jax.grad(looked_at)(params["embed"]["embedding"], low_pass)[:SEQ_LEN] for low_pass in low_passes]
+
+    return lambda t: np.abs(gradients(params, np.arange(SEQ_LEN) == t)).max(axis=2)
 
 
 def random_bytes(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (2, SEQ_LEN)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("conv_method,tolerance", (("toeplitz", 0.0), ("fft", 3e-6)))
-@pytest.mark.parametrize("method,cutoff", [("cosine", c) for c in CUTOFFS] + [("minimum_phase", 20)])
-def test_changed_bytes_move_no_earlier_logits(method, cutoff, conv_method, tolerance):
-    """Everything from t on is replaced, t inside a Toeplitz block (70) and at its border (128)."""
-    logits = logits_function(model_config(conv_method=conv_method), LowPass(cutoff, BINS, method, 8))
-    tokens, other = random_bytes(), random_bytes(1)
-    reference = np.asarray(logits(tokens))
-    for t in (70, 128):
-        changed = np.concatenate([tokens[:, :t], other[:, t:]], axis=1)
-        moved = np.abs(np.asarray(logits(changed)) - reference)
-        assert moved[:, :t].max() <= tolerance * np.abs(reference).max()
-        assert moved[:, t].max() > 1e-3
-
-
-def first_to_move(config: ModelConfig, low_pass: LowPass, t: int) -> int:
-    """First position whose logits change when all bytes from t on are replaced; asserts that t itself is moved."""
-    logits = logits_function(config, low_pass)
+def moved_by(logits, t: int) -> np.ndarray:
+    """How far each position's logits move where everything from t on is replaced; by band limit, [L, T]."""
     tokens, other = random_bytes(), random_bytes(1)
     changed = np.concatenate([tokens[:, :t], other[:, t:]], axis=1)
-    moved = np.abs(np.asarray(logits(changed)) - np.asarray(logits(tokens))).max(axis=(0, 2, 3))
-    assert moved[t] > 1e-3
-    return int(np.flatnonzero(moved)[0])
+    return np.abs(logits(changed) - logits(tokens)).max(axis=(1, 3, 4))
+
+
+@pytest.mark.parametrize("conv_method,tolerance", (("toeplitz", 0.0), ("fft", 3e-6)))
+def test_changed_bytes_move_no_earlier_logits(conv_method, tolerance):
+    """At every cutoff; everything from t on is replaced, t inside a Toeplitz block (70) and at its border (128)."""
+    logits = compiled(model_config(conv_method=conv_method), *LOW_PASSES, LowPass(20, BINS, "minimum_phase", 8))
+    size = np.abs(logits(random_bytes())).max(axis=(1, 2, 3, 4))
+    for t in (70, 128):
+        moved = moved_by(logits, t)
+        assert (moved[:, :t].max(axis=1) <= tolerance * size).all()
+        assert (moved[:, t] > 1e-3).all()
+
+
+def first_to_move(config: ModelConfig, low_passes: tuple[LowPass, ...], t: int) -> set[int]:
+    """First position whose logits change when all bytes from t on are replaced; asserts that t itself is moved."""
+    moved = moved_by(compiled(config, *low_passes), t)
+    assert (moved[:, t] > 1e-3).all()
+    return {int(np.flatnonzero(of_one)[0]) for of_one in moved}
 
 
 @pytest.mark.parametrize("t", (70, 79, 80, 128))
@@ -96,104 +118,91 @@ def first_to_move(config: ModelConfig, low_pass: LowPass, t: int) -> int:
 )
 def test_every_mixer_and_memory_is_causal_to_the_last_bit(overrides, t):
     """79 is the last byte of a piece, 80 the first of the next."""
-    assert first_to_move(model_config(**overrides), no_filter(SEQ_LEN), t) == t
+    assert first_to_move(model_config(**overrides), (no_filter(SEQ_LEN),), t) == {t}
 
 
 @pytest.mark.parametrize("overrides", ({"kernel_basis": "taps"}, {"memory": "aligned"}, {"memory": "polar"}), ids=str)
-@pytest.mark.parametrize("cutoff", CUTOFFS)
-def test_no_cutoff_changes_that(cutoff, overrides):
-    assert first_to_move(model_config(**overrides), LowPass(cutoff, BINS), 79) == 79
+def test_no_cutoff_changes_that(overrides):
+    assert first_to_move(model_config(**overrides, n_layers=1), LOW_PASSES, 79) == {79}
 
 
 @pytest.mark.parametrize("kind", ("aligned", "polar"))
 def test_a_memory_read_one_byte_early_is_caught(monkeypatch, kind):
     monkeypatch.setattr(memory, "pieces_done", lambda length, piece: (jnp.arange(length) + 2) // piece)
-    assert first_to_move(model_config(memory=kind), no_filter(SEQ_LEN), 79) == 78
+    # Of this config nothing else is compiled, so that no other test gets the wrong memory.
+    config = model_config(memory=kind, n_layers=1, kernel_len=39)
+    assert first_to_move(config, (no_filter(SEQ_LEN),), 79) == {78}
 
 
 @pytest.mark.parametrize(
     "mixer,memory_kind", (("attention", "none"), ("convolution", "aligned"), ("attention", "polar"))
 )
 def test_no_logit_has_a_gradient_at_a_later_byte(mixer, memory_kind):
-    config = model_config(mixer=mixer, memory=memory_kind)
-    graph, _ = build(config)
-    params = init_params(config, 0)
-    tokens = jnp.asarray(np.arange(SEQ_LEN)[None] % 256)
-
-    def logits(embedding):
-        model = nnx.merge(graph, {**params, "embed": {"embedding": embedding}})
-        return model.head.chunk(model(tokens, no_filter(SEQ_LEN)))[0, 90].sum()
-
-    embedding = params["embed"]["embedding"]
-    gradient = np.abs(jax.jit(jax.grad(logits))(embedding)).max(axis=1)
+    (gradient,) = compiled_gradients(model_config(mixer=mixer, memory=memory_kind), no_filter(SEQ_LEN))(90)
     assert (gradient[91:] == 0).all() and gradient[90] > 0
 
 
-@pytest.mark.parametrize("cutoff", (10, 40))
-def test_negative_control_the_signal_method_fails(cutoff):
-    logits = logits_function(model_config(), LowPass(cutoff, BINS, "signal"))
+def test_negative_control_the_signal_method_fails():
+    logits = compiled(model_config(n_layers=1), *(LowPass(cutoff, BINS, "signal") for cutoff in (10, 40)))
     tokens = random_bytes()
     changed = tokens.copy()
     changed[:, 70:] ^= 1
-    moved = np.abs(np.asarray(logits(changed)) - np.asarray(logits(tokens)))
-    assert moved[:, :70].max() > 0.05 * moved.max()
+    moved = np.abs(logits(changed) - logits(tokens))
+    assert (moved[:, :, :70].max(axis=(1, 2, 3, 4)) > 0.02 * moved.max(axis=(1, 2, 3, 4))).all()
 
 
-def block_function(low_pass: LowPass):
-    block = Block(model_config(), nnx.Rngs(0))
-    return jax.jit(lambda x: block(x, low_pass, None))
-
-
-@pytest.mark.parametrize("cutoff", CUTOFFS)
-def test_a_block_lets_no_nan_into_earlier_toeplitz_blocks(cutoff):
-    """Kernels of 40 taps make Toeplitz blocks of 64; a NaN at 130 may spoil 128 and 129, nothing before."""
-    x = jax.random.normal(jax.random.key(0), (1, SEQ_LEN, 16)).at[0, 130].set(jnp.nan)
-    y = np.asarray(block_function(LowPass(cutoff, BINS))(x))
-    assert np.isfinite(y[0, :128]).all()
-    assert np.isnan(y[0, 130]).all()
-
-
-@pytest.mark.parametrize("cutoff", CUTOFFS)
-def test_a_block_has_no_gradient_from_the_future(cutoff):
-    block = block_function(LowPass(cutoff, BINS))
-    x = jax.random.normal(jax.random.key(0), (1, SEQ_LEN, 16))
-    gradient_of = jax.jit(lambda x, one_hot: jax.vjp(block, x)[1](one_hot)[0])
-    for t in (0, 63, 64, 100):
-        gradient = np.abs(gradient_of(x, jnp.zeros_like(x).at[0, t].set(1.0)))[0]
-        assert (gradient[t + 1 :] == 0).all()
-        assert gradient[t].max() > 0
-
-
-@pytest.mark.parametrize("cutoff", CUTOFFS)
-def test_the_loss_of_one_position_has_no_gradient_at_later_bytes(cutoff):
-    """The whole model, by the gradient with respect to the embedded input bytes."""
-    config = model_config()
-    graph, _ = build(config)
-    params = init_params(config, 0)
-    tokens = jnp.asarray(np.arange(SEQ_LEN)[None] % 256)  # Every position has an embedding row of its own.
-
-    def loss(embedding):
-        model = nnx.merge(graph, {**params, "embed": {"embedding": embedding}})
-        return model.head.chunk(model(tokens, LowPass(cutoff, BINS)))[0, 90].sum()
-
-    gradient = np.abs(jax.jit(jax.grad(loss))(params["embed"]["embedding"])).max(axis=1)
-    assert (gradient[91:] == 0).all()
-    assert gradient[90] > 0
-
-
-@pytest.mark.parametrize("cutoff", CUTOFFS)
-def test_the_model_lets_no_nan_into_earlier_toeplitz_blocks(cutoff):
-    """One byte, at 130, has an embedding of NaN; logits before its block, which begins at 128, stay finite."""
-    config = model_config()
-    graph, _ = build(config)
-    params = init_params(config, 0)
-    embedding = params["embed"]["embedding"].at[255].set(jnp.nan)
-    tokens = jnp.zeros((1, SEQ_LEN), jnp.int32).at[0, 130].set(255)
+@pytest.fixture(scope="module")
+def blocks():
+    """A block under each band limit: what it makes of x, and the gradient by x of one of its outputs."""
+    graph, params = graph_and_params(model_config())
+    layer = jax.tree.map(lambda leaf: leaf[0], params["blocks"])
 
     @jax.jit
-    def logits(embedding):
-        model = nnx.merge(graph, {**params, "embed": {"embedding": embedding}})
-        return model.head.chunk(model(tokens, LowPass(cutoff, BINS)))
+    def all_of(x, one_hot):
+        block: Block = nnx.merge(graph, {**params, "blocks": layer}).blocks
+        found = [jax.vjp(lambda x, low_pass=low_pass: block(x, low_pass, None), x) for low_pass in LOW_PASSES]
+        return [y for y, _ in found], [transpose(one_hot)[0] for _, transpose in found]
 
-    finite = np.isfinite(np.asarray(logits(embedding))).all(axis=(0, 2, 3))
-    assert finite[:128].all() and not finite[130:].any()
+    return lambda x, one_hot: [np.stack(arrays) for arrays in all_of(x, one_hot)]
+
+
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(1, SEQ_LEN, 16)).astype(np.float32)
+
+
+def test_a_block_lets_no_nan_into_earlier_toeplitz_blocks(blocks):
+    """Kernels of 40 taps make Toeplitz blocks of 64; a NaN at 130 may spoil 128 and 129, nothing before."""
+    x = noise()
+    x[0, 130] = np.nan
+    y, _ = blocks(x, np.zeros_like(x))
+    assert np.isfinite(y[:, 0, :128]).all()
+    assert np.isnan(y[:, 0, 130]).all()
+
+
+def test_a_block_has_no_gradient_from_the_future(blocks):
+    x = noise()
+    for t in (0, 63, 64, 100):
+        one_hot = np.zeros_like(x)
+        one_hot[0, t] = 1
+        gradient = np.abs(blocks(x, one_hot)[1])[:, 0]
+        assert (gradient[:, t + 1 :] == 0).all()
+        assert (gradient[:, t].max(axis=1) > 0).all()
+
+
+def test_the_loss_of_one_position_has_no_gradient_at_later_bytes():
+    """The whole model at every cutoff, by the gradient with respect to the embedded input bytes."""
+    gradient = compiled_gradients(model_config(n_layers=1), *LOW_PASSES)(90)
+    assert (gradient[:, 91:] == 0).all()
+    assert (gradient[:, 90] > 0).all()
+
+
+def test_the_model_lets_no_nan_into_earlier_toeplitz_blocks():
+    """One byte, at 130, has an embedding of NaN; logits before its block, which begins at 128, stay finite."""
+    logits = compiled(model_config(), *LOW_PASSES, LowPass(20, BINS, "minimum_phase", 8))
+    tokens = np.zeros((2, SEQ_LEN), np.uint8)
+    tokens[:, 130] = 255
+    _, params = graph_and_params(model_config())
+    embedding = params["embed"]["embedding"].copy()
+    embedding[255] = np.nan
+    finite = np.isfinite(logits(tokens, {**params, "embed": {"embedding": embedding}})).all(axis=(1, 3, 4))
+    assert finite[:, :128].all() and not finite[:, 130:].any()

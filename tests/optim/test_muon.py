@@ -26,31 +26,57 @@ AS_OPTAX = dict(style="optax", method="ns5")
 QUICK = {"method": ((1.5, -0.5, 0.0),) * 2}
 
 
+def array(*shape, seed=0, dtype=np.float32):
+    return np.asarray(normal(*shape, seed=seed, dtype=dtype))
+
+
 def params_and_grads(shape, steps=6):
-    params = {"mlp": normal(*shape) * 0.3, "bias": normal(5)}
-    grads = [{"mlp": normal(*shape, seed=10 + t), "bias": normal(5, seed=20 + t)} for t in range(steps)]
-    return params, grads
+    return matrices_and_grads({"mlp": shape}, steps)
+
+
+def matrices_and_grads(shapes, steps=6):
+    make = lambda seed: {name: array(*shape, seed=seed + i) for i, (name, shape) in enumerate(shapes.items())}
+    params = {name: 0.3 * matrix for name, matrix in make(0).items()} | {"bias": array(5)}
+    return params, [make(10 * (1 + t)) | {"bias": array(5, seed=20 + t)} for t in range(steps)]
+
+
+@functools.cache
+def scanned(tx):
+    """All steps in one program, which is compiled once for equal shapes."""
+
+    @jax.jit
+    def run(params, grads):
+        def step(carry, g):
+            params, state = carry
+            updates, state = tx.update(g, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), grads)[0]
+
+    return run
+
+
+def stacked(grads):
+    return jax.tree.map(lambda *g: np.stack(g), *grads)
 
 
 def train(tx, params, grads):
-    state = tx.init(params)
-    update = jax.jit(tx.update)
-    for g in grads:
-        updates, state = update(g, state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
+    return jax.device_get(scanned(tx)(params, stacked(grads)))
 
 
-@pytest.mark.parametrize("shape", ((8, 12), (12, 8), (3, 6, 8)))
 @pytest.mark.parametrize("options,theirs", (({}, {}), ({"shape": "rms"}, {"consistent_rms": 0.2})))
-def test_alpha_zero_is_the_muon_of_optax(shape, options, theirs):
-    params, grads = params_and_grads(shape)
-    ours = muon_spectral(0.02, weight_decay=0.1, cautious=False, adam_b2=0.999, muon_options=AS_OPTAX | options)
-    dims = {"mlp": optax.contrib.MuonDimensionNumbers(-2, -1), "bias": None}
+def test_alpha_zero_is_the_muon_of_optax(options, theirs):
+    shapes = {"tall": (12, 8), "wide": (8, 12), "stack": (3, 6, 8)}
+    params, grads = matrices_and_grads(shapes)
+    is_matrix = lambda params: {name: "adamw" if name == "bias" else "muon" for name in params}
+    options = {"muon_options": AS_OPTAX | options, "labels": is_matrix}
+    ours = muon_spectral(0.02, weight_decay=0.1, cautious=False, adam_b2=0.999, **options)
+    dims = {name: optax.contrib.MuonDimensionNumbers(-2, -1) for name in shapes} | {"bias": None}
     oracle = optax.contrib.muon(0.02, weight_decay=0.1, muon_weight_dimension_numbers=dims, **theirs)
     expected = train(oracle, params, grads)[0]
     actual = train(ours, params, grads)[0]
-    np.testing.assert_allclose(actual["mlp"], expected["mlp"], atol=1e-6)
+    for name in shapes:
+        np.testing.assert_allclose(actual[name], expected[name], atol=1e-6)
     # Our AdamW is without Nesterov, which optax.contrib.muon adds.
     assert np.linalg.norm(actual["bias"] - params["bias"]) > 0
 
@@ -58,7 +84,7 @@ def test_alpha_zero_is_the_muon_of_optax(shape, options, theirs):
 def test_geometric_only_is_not_muon():
     params, grads = params_and_grads((8, 12))
     muon, geometric = (
-        train(muon_spectral(0.02, muon_options={"mode": mode}), params, grads)[0]
+        train(muon_spectral(0.02, muon_options=QUICK | {"mode": mode}), params, grads)[0]
         for mode in ("interpolate", "orthogonal")
     )
     assert np.abs(muon["mlp"] - geometric["mlp"]).max() > 1e-4
@@ -79,12 +105,13 @@ def numpy_keller(params, grads, lr, decay):
     return w
 
 
-@pytest.mark.parametrize("shape", ((6, 9), (9, 6)))
-def test_fifty_steps_of_keller_jordan(shape):
-    params, grads = params_and_grads(shape, 50)
+def test_fifty_steps_of_keller_jordan():
+    params, grads = matrices_and_grads({"mlp": (6, 9), "mlp2": (9, 6)}, 50)
     tx = muon_spectral(0.02, weight_decay=0.1, cautious=False, muon_options={"method": "ns5"})
-    expected = numpy_keller(params["mlp"], [g["mlp"] for g in grads], 0.02, 0.1)
-    assert relative(train(tx, params, grads)[0]["mlp"], expected) <= 2e-5
+    found = train(tx, params, grads)[0]
+    for name in ("mlp", "mlp2"):
+        expected = numpy_keller(params[name], [g[name] for g in grads], 0.02, 0.1)
+        assert relative(found[name], expected) <= 2e-5
 
 
 def numpy_source(params, grads, lr, alpha, decay):
@@ -123,7 +150,7 @@ def test_rotated_problems_have_rotated_solutions(alpha, normalize):
 
 
 def test_gradient_scale_reaches_the_radial_part_only():
-    params, grads = params_and_grads((8, 12))
+    params, grads = params_and_grads((6, 8))
     scaled = [jax.tree.map(lambda g: 1000 * g, g) for g in grads]
     change = lambda tx: np.abs(train(tx, params, grads)[0]["mlp"] - train(tx, params, scaled)[0]["mlp"]).max()
     assert change(muon_spectral(0.02, muon_options=QUICK)) <= 1e-6
@@ -144,39 +171,39 @@ def test_a_stack_of_layers_is_its_layers():
 
 
 def test_loops_are_the_same_eager_scanned_vmapped_and_pmapped():
-    params, grads = params_and_grads((6, 8), 4)
+    params, grads = params_and_grads((6, 8), 2)
     tx = muon_spectral(0.02, 0.2, weight_decay=0.1, muon_options=QUICK)
     expected = train(tx, params, grads)[0]
-    stacked = jax.tree.map(lambda *g: jnp.stack(g), *grads)
-
-    def step(carry, g):
-        params, state = carry
-        updates, state = tx.update(g, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    scan = lambda params, grads: jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
-    eager = params, tx.init(params)
+    eager = stepwise = params, tx.init(params)
     for g in grads:
-        eager, _ = step(eager, g)
+        eager = step(tx, eager, g)
+        stepwise = jax.jit(step, static_argnums=0)(tx, stepwise, g)
+    run = lambda params, grads: scanned(tx)(params, grads)[0]
     one = functools.partial(jax.tree.map, lambda x: x[None])
-    first = functools.partial(jax.tree.map, lambda x: x[0])
+    first = functools.partial(jax.tree.map, lambda x: np.asarray(x)[0])
     for other in (
         eager[0],
-        scan(params, stacked),
-        first(jax.vmap(scan)(one(params), one(stacked))),
-        first(jax.pmap(scan)(one(params), one(stacked))),
+        stepwise[0],
+        first(jax.vmap(run)(one(params), one(stacked(grads)))),
+        first(jax.pmap(run)(one(params), one(stacked(grads)))),
     ):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, other)
+
+
+def step(tx, carry, g):
+    params, state = carry
+    updates, state = tx.update(g, state, params)
+    return optax.apply_updates(params, updates), state
 
 
 def test_donated_states_are_reused():
     params, grads = params_and_grads((6, 8), 2)
     tx = muon_spectral(0.02, 0.2, muon_options=QUICK)
     update = jax.jit(tx.update, donate_argnums=(0, 1))
-    state = tx.init(params)
-    for g in jax.tree.map(jnp.copy, grads):
-        updates, state = update(g, state, params)
-    assert bool(jnp.isfinite(updates["mlp"]).all())
+    state = jax.jit(tx.init)(params)
+    for g in grads:
+        updates, state = update(jax.tree.map(jnp.asarray, g), state, params)
+    assert np.isfinite(updates["mlp"]).all()
 
 
 def test_the_other_half_is_adamw():
@@ -225,32 +252,30 @@ def test_statistics_of_the_whole_optimizer():
     params, grads = params_and_grads((3, 6, 8))
     stats = radial_statistics(train(muon_spectral(0.02, 0.1, muon_options=QUICK), params, grads)[1])
     assert set(stats) == {"mlp"} and stats["mlp"].cosine.shape == (3,)
-    assert bool((stats["mlp"].parallel_norm > 0).all())
+    assert (stats["mlp"].parallel_norm > 0).all()
+
+
+def one_update(tx, params, grads):
+    return jax.device_get(jax.jit(lambda: tx.update(grads, tx.init(params), params)[0])())
 
 
 def test_heads_and_projections_update_apart():
     layout = {"qkv": MatrixLayout(blocks=(4, 2, 2)), ".*": MatrixLayout()}
-    params, grads = (
-        {"qkv": normal(6, 8), "out": normal(6, 8)},
-        {"qkv": normal(6, 8, seed=1), "out": normal(6, 8, seed=1)},
-    )
-    tx = scale_by_muon(alpha=0.2, layout=layout, **QUICK)
-    out, _ = tx.update(grads, tx.init(params), params)
-    alone = scale_by_muon(alpha=0.2, **QUICK)
-    query = {"w": params["qkv"][:, :4]}
-    expected, _ = alone.update({"w": grads["qkv"][:, :4]}, alone.init(query), query)
+    params, grads = ({"qkv": array(6, 8, seed=seed), "out": array(6, 8, seed=seed)} for seed in (0, 1))
+    out = one_update(scale_by_muon(alpha=0.2, layout=layout, **QUICK), params, grads)
+    query = lambda tree: {"w": tree["qkv"][:, :4]}
+    expected = one_update(scale_by_muon(alpha=0.2, **QUICK), query(params), query(grads))
     np.testing.assert_allclose(out["qkv"][:, :4], expected["w"], atol=1e-5)
     assert np.abs(out["qkv"] - out["out"]).max() > 0.05
 
 
 def test_complex_weights():
-    params, grads = {"w": normal(4, 6, dtype=np.complex64)}, {"w": normal(4, 6, seed=1, dtype=np.complex64)}
+    params, grads = ({"w": array(4, 6, seed=seed, dtype=np.complex64)} for seed in (0, 1))
     tx = muon_spectral(0.1, 0.2, weight_decay=0.1, muon_options=QUICK | {"neuron_beta2": 0.9})
-    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-    assert updates["w"].dtype == jnp.complex64 and bool(jnp.isfinite(updates["w"]).all())
     split = optax.contrib.split_real_and_imaginary(muon_spectral(0.1, 0.2, muon_options=QUICK))
-    updates, _ = split.update(grads, split.init(params), params)
-    assert updates["w"].dtype == jnp.complex64 and bool(jnp.isfinite(updates["w"]).all())
+    for transform in (tx, split):
+        updates = one_update(transform, params, grads)
+        assert updates["w"].dtype == np.complex64 and np.isfinite(updates["w"]).all() and updates["w"].any()
 
 
 def test_alpha_is_a_traced_hyperparameter():
@@ -258,30 +283,32 @@ def test_alpha_is_a_traced_hyperparameter():
     tx = optax.inject_hyperparams(muon_spectral)(
         learning_rate=0.02, alpha=0.3, weight_decay=optax.constant_schedule(0.1)
     )
-    state = tx.init(params)
-    plain = muon_spectral(0.02, 0.3, weight_decay=0.1)
-    update = jax.jit(tx.update)
+    state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
     updates, _ = update(grads[0], state, params)
-    expected, _ = plain.update(grads[0], plain.init(params), params)
+    expected = one_update(muon_spectral(0.02, 0.3, weight_decay=0.1), params, grads[0])
     np.testing.assert_allclose(updates["mlp"], expected["mlp"], atol=1e-6)
-    state.hyperparams["alpha"] = jnp.float32(0)
+    state.hyperparams["alpha"] = jnp.asarray(np.float32(0))
     updates, _ = update(grads[0], state, params)
-    muon = muon_spectral(0.02, weight_decay=0.1)
-    np.testing.assert_allclose(updates["mlp"], muon.update(grads[0], muon.init(params), params)[0]["mlp"], atol=1e-7)
+    muon = one_update(muon_spectral(0.02, weight_decay=0.1), params, grads[0])
+    np.testing.assert_allclose(updates["mlp"], muon["mlp"], atol=1e-7)
     assert update._cache_size() == 1
 
 
 def test_it_trains():
     """A linear map is learnt from zero, whatever alpha is."""
-    target = normal(6, 4, seed=9)
-    x = normal(64, 6)
+    target, x, zero = array(6, 4, seed=9), array(64, 6), {"w": np.zeros((6, 4), np.float32)}
     loss = lambda p: jnp.mean((x @ p["w"] - x @ target) ** 2)
-    for alpha in (0.0, 0.1, 1.0):
+
+    @jax.jit
+    def loss_after(alpha):
         tx = muon_spectral(optax.linear_schedule(0.3, 0.0, 100), alpha, muon_options={"normalize": "frobenius"})
-        params = {"w": jnp.zeros((6, 4))}
-        state = tx.init(params)
-        step = jax.jit(lambda p, s: (lambda g: tx.update(g, s, p))(jax.grad(loss)(p)))
-        for _ in range(100):
-            updates, state = step(params, state)
-            params = optax.apply_updates(params, updates)
-        assert float(loss(params)) < 1e-2 * float(loss({"w": jnp.zeros((6, 4))}))
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return loss(jax.lax.scan(step, (zero, tx.init(zero)), None, length=100)[0][0])
+
+    for alpha in (0.0, 0.1, 1.0):
+        assert loss_after(np.float32(alpha)) < 1e-2 * np.mean((x @ target) ** 2)

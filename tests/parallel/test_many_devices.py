@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=8 {os.environ['XLA_FLAGS']}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.parallel.eight_devices"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1400, check=False)
@@ -123,3 +123,14 @@ def test_devices_that_are_not_there_are_refused():
     with pytest.raises(UsageError, match="fsdp: 2 does not divide the 1 devices"):
         make_mesh(-1, 2, 8)
     assert make_mesh(-1, 1, 3) is None and make_mesh(1, 1, 3) is None
+
+
+def test_a_stack_is_never_cut_along_its_layers():
+    """Not even where these are its longest axis; other parameters are cut along theirs."""
+    from jax.sharding import PartitionSpec
+
+    from fftlm_jax.parallel.sharding import parameter_spec
+
+    assert parameter_spec(("blocks", "mlp", "kernel"), (64, 8, 16), 4, 1) == PartitionSpec(None, None, "fsdp")
+    assert parameter_spec(("blocks", "mixer", "gain"), (64, 6), 4, 1) == PartitionSpec()
+    assert parameter_spec(("head", "kernel"), (64, 8, 16), 4, 1) == PartitionSpec("fsdp")

@@ -14,8 +14,7 @@ import time
 import pytest
 
 from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.verify import main as verify_main
-from tests.tiny import ROOT, main_command, write_words
+from tests.tiny import ROOT, hash_of, main_command, main_here, write_words
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -42,17 +41,16 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(arguments, workdir, processes=2, devices=2):
+def start(arguments, workdir):
     """The processes of one run; their output goes to files, which nobody needs to empty."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=2 {os.environ['XLA_FLAGS']}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     options = [*arguments, f"--workdir={workdir}"]
-    if processes > 1:
-        options += [f"--config.distributed.coordinator=localhost:{free_port()}", "--config.distributed.processes=2"]
+    options += [f"--config.distributed.coordinator=localhost:{free_port()}", "--config.distributed.processes=2"]
     started = []
-    for i in range(processes):
-        output = open(workdir.with_name(f"{workdir.name}.{i}.out"), "a")  # noqa: SIM115
-        command = [*main_command(*options), *([f"--config.distributed.process_id={i}"] if processes > 1 else [])]
+    for i in range(2):
+        output = open(workdir.with_name(f"{workdir.name}.{i}.out"), "w")  # noqa: SIM115
+        command = [*main_command(*options), f"--config.distributed.process_id={i}"]
         started.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output))
     return started
 
@@ -66,16 +64,12 @@ def finish(processes, workdir, timeout=600) -> list[int]:
 
 
 def wait_for_step(workdir, step: int, process) -> None:
+    """Waits until the newest process has logged so many steps."""
     deadline = time.monotonic() + 600
-    log = workdir / "run.log"
-    while not (log.exists() and len(re.findall(r"  step \d+/4 ", log.read_text())) >= step):
+    output = workdir.with_name(f"{workdir.name}.0.out")
+    while len(re.findall(r"  step \d+/4 ", output.read_text())) < step:
         assert process.poll() is None and time.monotonic() < deadline, "it ended too soon"
         time.sleep(0.02)
-
-
-def hash_of(workdir, capsys) -> str:
-    assert verify_main(["verify", str(workdir)]) == 0
-    return re.search(r"state of step \d+: (\w{64})", capsys.readouterr().out).group(1)
 
 
 def values(workdir, kind: str, name: str) -> list[float]:
@@ -96,7 +90,7 @@ def straight(arguments, tmp_path_factory):
 
 def test_two_processes_learn_what_one_device_does(arguments, straight, tmp_path):
     workdir = tmp_path / "one"
-    assert finish(start([*arguments, "--config.mesh.fsdp=1"], workdir, processes=1, devices=1), workdir) == [0]
+    assert main_here(*arguments, f"--workdir={workdir}", "--config.mesh.fsdp=1") == 0
     found, expected = values(straight, "train", "loss"), values(workdir, "train", "loss")
     assert len(found) == len(expected) == 20
     assert found[:10] == pytest.approx(expected[:10], rel=1e-5)
@@ -114,29 +108,22 @@ def test_only_the_first_process_speaks_and_writes(straight):
     assert (straight / "samples.txt").read_text().count("=== step") == 1
 
 
-@pytest.mark.parametrize("receiver", (0, 1))
-def test_a_signal_to_one_process_stops_both_at_one_step_and_resumes_exactly(
-    arguments, straight, tmp_path, capsys, receiver
-):
+def test_signalled_and_killed_one_after_the_other_both_end_and_resume_exactly(arguments, straight, tmp_path):
+    """A signal to either process stops both at one step; the death of either ends the other; the run is the same."""
     workdir = tmp_path / "run"
-    processes = start(arguments, workdir)
-    wait_for_step(workdir, 5, processes[0])
-    processes[receiver].send_signal(signal.SIGTERM)
-    assert finish(processes, workdir) == [143, 143]
-    saved = steps_of(workdir)[-1]
-    for i in range(2):
-        assert f"step {saved} is saved" in workdir.with_name(f"run.{i}.out").read_text()
+    for receiver, step in ((1, 3), (0, 3)):
+        processes = start(arguments, workdir)
+        wait_for_step(workdir, step, processes[0])
+        processes[receiver].send_signal(signal.SIGTERM)
+        assert finish(processes, workdir) == [143, 143]
+        saved = steps_of(workdir)[-1]
+        for i in range(2):
+            assert f"step {saved} is saved" in workdir.with_name(f"run.{i}.out").read_text()
+    for victim in (0, 1):
+        processes = start([*arguments, "--config.distributed.heartbeat=10"], workdir)
+        wait_for_step(workdir, 1, processes[0])
+        processes[victim].kill()
+        assert processes[1 - victim].wait(timeout=600) != 0, "alone it must not go on, nor end as if all were well"
     assert finish(start(arguments, workdir), workdir) == [0, 0]
-    assert hash_of(workdir, capsys) == hash_of(straight, capsys)
-
-
-@pytest.mark.parametrize("victim", (0, 1))
-def test_a_killed_process_ends_the_other_and_both_resume_exactly(arguments, straight, tmp_path, capsys, victim):
-    workdir = tmp_path / "run"
-    processes = start([*arguments, "--config.distributed.heartbeat=20"], workdir)
-    wait_for_step(workdir, 6, processes[0])
-    processes[victim].kill()
-    assert processes[1 - victim].wait(timeout=600) != 0, "alone it must not go on, nor end as if all were well"
-    assert finish(start(arguments, workdir), workdir) == [0, 0]
-    assert hash_of(workdir, capsys) == hash_of(straight, capsys)
+    assert hash_of(workdir) == hash_of(straight)
     assert values(workdir, "train", "loss") == values(straight, "train", "loss")

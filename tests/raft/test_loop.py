@@ -1,6 +1,8 @@
-"""A whole run: it can be killed after every phase, in the middle of sampling and of training, and ends the same."""
+"""A whole run: it can die in every phase, be stopped in the middle of sampling and of training, and ends the same."""
 
+import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -15,14 +17,12 @@ from fftlm_jax.generation.cli import main as generate
 from fftlm_jax.raft import engine, fitting, phases
 from fftlm_jax.raft.journal import Journal, arrays_of, bytes_of, rows_of_lines
 from fftlm_jax.raft.loop import run
+from fftlm_jax.raft.recorder import RaftRecorder
 from fftlm_jax.raft.tasks import make_task
 from fftlm_jax.training import saved_run
 from fftlm_jax.training.interrupts import Interrupts
-from tests.raft.raft_run import journal_hashes, raft_values
-
-
-class Killed(BaseException):
-    """Stands for a process that ends without a word."""
+from tests.faults.full_disk import FullDisk
+from tests.raft.raft_run import PHASES, WAYS_TO_DIE, Killed, copy_until, die, journal_hashes, raft_values
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,14 @@ def test_it_leaves_what_it_promises(straight):
     assert numbers["cycle"] == 2
     for name in ("config.json", "env.json", "metrics.jsonl", "run.log", "report.md", "cycles.png", "checkpoints"):
         assert (workdir / name).exists(), name
+    records = cycles_on_record(workdir)
+    assert [r["cycle"] for r in records] == [0, 1, 2]
+    assert all(set(r["seconds"]) >= {"train", "evaluate"} for r in records)
+
+
+def cycles_on_record(workdir):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [r["cycle"] for r in records if r["kind"] == "cycle"] == [0, 1, 2]
-    assert all(set(r["seconds"]) >= {"train", "evaluate"} for r in records if r["kind"] == "cycle")
-
-
-def test_no_clock_reads_into_the_journal(straight):
-    workdir, hashes, _ = straight
-    run(raft_values(), workdir.with_name("again"))
-    assert journal_hashes(workdir.with_name("again")) == hashes
+    return [r for r in records if r["kind"] == "cycle"]
 
 
 def test_only_verified_answers_are_kept_and_they_come_from_the_samples(straight):
@@ -70,83 +69,59 @@ def test_finished_is_finished(straight, capsys):
     assert journal_hashes(workdir) == hashes
 
 
-PHASES = [
-    *[(0, name) for name in ("plan.json", "weights.npz", "result.json")],
-    *[(1, name) for name in ("plan.json", "samples.jsonl", "verdicts.jsonl", "kept.jsonl")],
-    *[(1, name) for name in ("weights.npz", "result.json")],
-    *[(2, name) for name in ("samples.jsonl", "weights.npz")],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "cycle,name,when",
-    [(*phase, "before it is listed") for phase in PHASES] + [(*phase, "after it") for phase in PHASES[1::3]],
-    ids=lambda v: str(v),
-)
-def test_killed_at_every_phase(straight, tmp_path, monkeypatch, cycle, name, when):
-    once = Journal.once
-
-    def killing(self, at, phase, make):
-        if (at, phase) == (cycle, name) and when == "before it is listed":
-            self.folder(at).mkdir(parents=True, exist_ok=True)
-            (self.folder(at) / phase).write_bytes(make()[:-3])  # Half-written, as a crash might leave it.
-            raise Killed
-        content = once(self, at, phase, make)
-        if (at, phase) == (cycle, name):
-            raise Killed
-        return content
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "once", killing)
-        with pytest.raises(Killed):
-            run(raft_values(), tmp_path)
+def test_a_run_that_dies_in_every_phase_ends_as_if_it_had_not(straight, tmp_path, monkeypatch):
+    """One run, started 37 times; also no clock reads into its journal, since the other run had another time."""
+    for (cycle, name), how in itertools.product(PHASES, WAYS_TO_DIE):
+        die(monkeypatch, lambda: run(raft_values(), tmp_path), cycle, name, how)
+        file = tmp_path / "cycles" / f"{cycle:04}" / name
+        whole = hashlib.sha256(file.read_bytes()).hexdigest() == straight[1][f"{cycle:04}/{name}"]
+        assert (whole, Journal(tmp_path).has(cycle, name)) == (how != "half-written", how == "listed"), (file, how)
     run(raft_values(), tmp_path)
     assert journal_hashes(tmp_path) == straight[1]
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [r["cycle"] for r in records if r["kind"] == "cycle"] == [0, 1, 2]
+    assert [r["cycle"] for r in cycles_on_record(tmp_path)] == [0, 1, 2]
 
 
-def test_interrupted_while_sampling_it_goes_on_within_the_phase(straight, tmp_path, monkeypatch):
-    asked = []
-    real = engine.complete
-
-    def counting(*args, **kwargs):
-        asked.append(kwargs["first_batch"])
-        return real(*args, **kwargs)
-
-    count = itertools.count()
-
-    def interrupt(self, done, total, unit):
-        if unit == "samples" and next(count) == 1:
-            request(signal.SIGTERM)
-
-    request = _handler(monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr("fftlm_jax.raft.recorder.RaftRecorder.progress", interrupt)
-        with pytest.raises(Interrupted, match="SIGTERM while sampling in cycle 1"):
-            run(raft_values(), tmp_path)
-    monkeypatch.setattr(engine, "complete", counting)
-    run(raft_values(), tmp_path)
-    assert 2 in asked, "the two batches that were sampled are not sampled again"
-    assert journal_hashes(tmp_path) == straight[1]
-
-
-def test_interrupted_while_training_it_goes_on_from_the_snapshot(straight, tmp_path, monkeypatch):
-    def interrupt(self, done, total, unit):
-        if unit == "steps" and done == 7:
-            request(signal.SIGINT)
-
-    request = _handler(monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr("fftlm_jax.raft.recorder.RaftRecorder.progress", interrupt)
-        with pytest.raises(Interrupted, match="SIGINT while training in cycle 0") as error:
-            run(raft_values(), tmp_path)
-    assert error.value.exit_code == 130
+def test_interrupted_while_training_and_while_sampling_it_goes_on_within_both(straight, tmp_path, monkeypatch):
     restored, restore = [], fitting._restore
+    asked, complete = [], engine.complete
     monkeypatch.setattr(fitting, "_restore", lambda *a: restored.append(restore(*a)) or restored[-1])
+    monkeypatch.setattr(engine, "complete", lambda *a, **k: asked.append(k["first_batch"]) or complete(*a, **k))
+    request = _handler(monkeypatch)
+
+    def interrupted(number, unit, done, message):
+        """Runs until a signal is said to have come there; the exit code, and what this start went on from."""
+        restored.clear(), asked.clear()
+        with (
+            _progress(monkeypatch, lambda *now: now == (done, unit) and request(number)),
+            pytest.raises(Interrupted, match=message) as error,
+        ):
+            run(raft_values(), tmp_path)
+        return error.value.exit_code
+
+    assert interrupted(signal.SIGINT, "steps", 7, "SIGINT while training in cycle 0") == 130
+    assert interrupted(signal.SIGTERM, "samples", 64, "SIGTERM while sampling in cycle 1") == 143
+    assert restored[0][1] == 7, "the steps before the snapshot are not made again"
+    assert interrupted(signal.SIGINT, "steps", 2, "SIGINT while training in cycle 1") == 130
+    assert asked[0] == 2, "the two batches that were sampled are not sampled again"
+    restored.clear()
     run(raft_values(), tmp_path)
-    assert restored[0][1] == 7
+    assert restored[0][1] == 2
     assert journal_hashes(tmp_path) == straight[1]
+
+
+@contextlib.contextmanager
+def _progress(monkeypatch, watch):
+    """Calls `watch(done, unit)` wherever a run says how far it is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(RaftRecorder, "progress", lambda self, done, total, unit: watch(done, unit))
+        yield
+
+
+def test_a_disk_too_full_for_metrics_and_the_report_ends_no_run(straight, tmp_path, monkeypatch, capsys):
+    FullDisk(monkeypatch).full = True
+    run(raft_values(), tmp_path)
+    assert journal_hashes(tmp_path) == straight[1]
+    assert "WARNING: report.md cannot be written" in capsys.readouterr().out
 
 
 def _handler(monkeypatch):
@@ -169,14 +144,14 @@ def test_another_config_is_refused_and_more_cycles_are_allowed_on_request(straig
     assert journal_hashes(tmp_path) == straight[1]
 
 
-def test_a_changed_file_of_a_finished_cycle_is_refused(tmp_path):
-    run(raft_values(raft__cycles=0), tmp_path)
-    file = tmp_path / "cycles" / "0000" / "weights.npz"
+def test_a_changed_file_of_a_finished_cycle_is_refused(straight, tmp_path):
+    workdir = copy_until(straight[0], tmp_path / "run", 0)
+    file = workdir / "cycles" / "0000" / "weights.npz"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="0000/weights.npz is missing or was changed"):
-        run(raft_values(raft__cycles=1, resume__allow=("raft.cycles",)), tmp_path)
+        run(raft_values(), workdir)
     assert file.read_bytes() == bytes(content)
 
 
@@ -190,6 +165,10 @@ def test_adapters_leave_the_first_weights_alone(straight):
     names = {name.rpartition(":")[2] for name in _weights(workdir, 2) if not name.startswith("steps/")}
     assert names == {"a", "b"}
     assert json.loads((workdir / "cycles/0000/phases.json").read_text())["weights.npz"] == hashes["0000/weights.npz"]
+
+
+def _kept(workdir, cycle):
+    return rows_of_lines((workdir / "cycles" / f"{cycle:04}" / "kept.jsonl").read_bytes())
 
 
 def _model(workdir, cycle, start="continue"):
@@ -214,16 +193,13 @@ def test_start_policies(tmp_path, monkeypatch, start):
     monkeypatch.setattr(engine, "fit", fit_and_note)
     monkeypatch.setattr(engine, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))
     run(raft_values(raft__start=start, raft__on_regress="continue"), tmp_path)
-    kept = [
-        {(bytes_of(p), bytes_of(c)) for p, c, _ in rows_of_lines((tmp_path / f"cycles/000{n}/kept.jsonl").read_bytes())}
-        for n in (1, 2)
-    ]
+    kept = [{(bytes_of(p), bytes_of(c)) for p, c, _ in _kept(tmp_path, n)} for n in (1, 2)]
     cycles = [set(pairs) for pairs in trained_on if pairs and len(pairs) not in (30, 15)]
     assert cycles == [kept[0], kept[0] | kept[1] if start == "restart" else kept[1]]
     base, adapters = begun[2]
     fresh = all(not pair["b"].any() for pair in adapters.values())
     assert fresh == (start != "continue")
-    wanted = _model(tmp_path, 1 if start == "merge" else 0, start) if start == "merge" else _weights(tmp_path, 0)
+    wanted = _model(tmp_path, 1, start) if start == "merge" else _weights(tmp_path, 0)
     np.testing.assert_allclose(base["blocks"]["mlp"]["w_up"]["kernel"], wanted["blocks/mlp/w_up/kernel"], atol=1e-5)
     last = saved_run.load(tmp_path, "last")
     found = _model(tmp_path, last.step, start) if last.step else _weights(tmp_path, 0)
@@ -232,18 +208,32 @@ def test_start_policies(tmp_path, monkeypatch, start):
     )
 
 
-def test_a_rollback_samples_and_starts_from_the_best_cycle(straight, tmp_path, monkeypatch):
-    rates = iter([0.5, 0.9, 0.1, 0.2])
+@pytest.fixture
+def supervised(straight, tmp_path):
+    """The folder of a run whose cycle 0 is done: what cycles do otherwise begins behind it."""
+    return copy_until(straight[0], tmp_path / "supervised", 0)
+
+
+def other_cycles(**overrides):
+    """The config of a run that goes on from cycle 0 with other settings."""
+    return raft_values(resume__allow=("raft",), **overrides)
+
+
+def test_a_rollback_samples_and_starts_from_the_best_cycle(supervised, monkeypatch):
+    rates = iter([0.9, 0.1, 0.2])
     real = phases.score_held_out
     monkeypatch.setattr(
         phases, "score_held_out", lambda *a, **k: dataclasses.replace(real(*a, **k), rate=next(rates), se=0.01)
     )
-    run(raft_values(raft__cycles=3), tmp_path)
-    plans = [json.loads((tmp_path / f"cycles/000{n}/plan.json").read_text()) for n in range(4)]
+    read, weights = [], Journal.weights
+    monkeypatch.setattr(Journal, "weights", lambda self, cycle: read.append(cycle) or weights(self, cycle))
+    run(other_cycles(raft__cycles=3), supervised)
+    assert read.count(2) == 1, "cycle 2 is evaluated, and nothing goes on from it"
+    plans = [json.loads((supervised / f"cycles/000{n}/plan.json").read_text()) for n in range(4)]
     assert [plan["parent"] for plan in plans] == [0, 0, 1, 1]
     assert plans[3]["lr"] == pytest.approx(0.7 * plans[2]["lr"])
     assert plans[3]["parent_weights"] == plans[2]["parent_weights"] != plans[1]["parent_weights"]
-    assert saved_run.load(tmp_path, "best").step == 1
+    assert saved_run.load(supervised, "best").step == 1
 
 
 def test_anchors_are_labelled_problems_in_the_share_asked_for(tmp_path, monkeypatch):
@@ -252,14 +242,13 @@ def test_anchors_are_labelled_problems_in_the_share_asked_for(tmp_path, monkeypa
     run(raft_values(raft__anchor=0.5, raft__cycles=1), tmp_path)
     labelled = set(trained_on[0])
     mixed = next(pairs for pairs in trained_on[1:] if set(pairs) & labelled and len(pairs) != len(labelled))
-    kept = len(rows_of_lines((tmp_path / "cycles/0001/kept.jsonl").read_bytes()))
+    kept = len(_kept(tmp_path, 1))
     assert len(mixed) == 2 * kept and sum(pair in labelled for pair in mixed) == kept
 
 
-def test_a_budget_per_cycle_holds_its_last_value(tmp_path):
-    run(raft_values(raft__budget=(2, 1), raft__cycles=2, raft__on_regress="continue"), tmp_path)
-    kept = [rows_of_lines((tmp_path / f"cycles/000{n}/kept.jsonl").read_bytes()) for n in (1, 2)]
-    assert [len(rows) for rows in kept] == [2, 1]
+def test_a_budget_per_cycle_holds_its_last_value(supervised):
+    run(other_cycles(raft__budget=(2, 1), raft__cycles=2, raft__on_regress="continue"), supervised)
+    assert [len(_kept(supervised, n)) for n in (1, 2)] == [2, 1]
 
 
 def test_longer_sums_come_when_the_hardest_are_mastered(tmp_path):
@@ -280,28 +269,17 @@ def test_a_nonfinite_loss_ends_the_run_and_saves_nothing_of_it(tmp_path):
     assert not (tmp_path / "cycles/0000/weights.npz").exists()
 
 
-def test_settings_of_a_cycle_under_way_cannot_change(tmp_path, monkeypatch):
-    once = Journal.once
-
-    def killing(self, at, phase, make):
-        content = once(self, at, phase, make)
-        if (at, phase) == (1, "samples.jsonl"):
-            raise Killed
-        return content
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "once", killing)
-        with pytest.raises(Killed):
-            run(raft_values(), tmp_path)
+def test_settings_of_a_cycle_under_way_cannot_change(straight, tmp_path):
+    workdir = copy_until(straight[0], tmp_path / "run", 1, ("plan.json", "samples.jsonl"))
     changed = raft_values(raft__samples=5, resume__allow=("raft",))
     with pytest.raises(CheckpointError, match="begun under another plan"):
-        run(changed, tmp_path)
+        run(changed, workdir)
     with pytest.raises(CheckpointError, match="raft.prompts: 30 -> 29"):
-        run(raft_values(raft__prompts=29, resume__allow=("raft",)), tmp_path)
+        run(raft_values(raft__prompts=29, resume__allow=("raft",)), workdir)
 
 
 def test_overwriting_begins_from_its_own_origin_and_not_from_the_old_runs(straight, tmp_path):
-    run(raft_values(raft__cycles=0), tmp_path / "run")
+    copy_until(straight[0], tmp_path / "run", 0)
     options = {"init__checkpoint": str(straight[0]), "raft__sft_epochs": 0, "raft__cycles": 0}
     numbers = run(raft_values(**options), tmp_path / "run", overwrite=True)
     assert numbers["start_rate"] == straight[2]["best_rate"]
@@ -317,7 +295,7 @@ def test_weights_that_changed_before_they_were_trained_on_are_refused(straight, 
         patch.setattr(engine, "fit", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run(values, tmp_path / "run")
-    run(raft_values(seed=1, raft__cycles=0), tmp_path / "other")
+    run(raft_values(seed=1, raft__cycles=0, raft__sft_epochs=1), tmp_path / "other")
     shutil.rmtree(source / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", source / "checkpoints")
     with pytest.raises(CheckpointError, match="changed since this run began"):
@@ -343,11 +321,10 @@ def test_all_weights_can_be_trained(tmp_path):
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_the_control_keeps_as_many_as_the_verifier_would(straight, tmp_path):
-    workdir, _, _ = straight
-    run(raft_values(raft__filter="random", raft__cycles=1), tmp_path)
-    kept = [rows_of_lines((w / "cycles/0001/kept.jsonl").read_bytes()) for w in (workdir, tmp_path)]
-    samples = [(w / "cycles/0001/samples.jsonl").read_bytes() for w in (workdir, tmp_path)]
+def test_the_control_keeps_as_many_as_the_verifier_would(straight, supervised):
+    run(other_cycles(raft__filter="random", raft__cycles=1), supervised)
+    kept = [_kept(workdir, 1) for workdir in (straight[0], supervised)]
+    samples = [(workdir / "cycles/0001/samples.jsonl").read_bytes() for workdir in (straight[0], supervised)]
     assert samples[0] == samples[1]
     assert len(kept[0]) == len(kept[1]) and not all(ok for _, _, ok in kept[1])
 

@@ -1,4 +1,4 @@
-"""The command itself: killed, stopped and undisturbed processes end in equal journals; advice and report read them."""
+"""The command itself: a run killed and stopped in its processes ends in the journal of one that nobody disturbed."""
 
 import json
 import signal
@@ -6,47 +6,66 @@ import time
 
 import pytest
 
+from fftlm_jax import faults
 from fftlm_jax.raft.advise import main as advise
+from fftlm_jax.raft.loop import run
 from fftlm_jax.raft.report import main as report
-from tests.raft.raft_run import journal_hashes
-from tests.tiny import run_main, start_main
+from tests.raft.raft_run import journal_hashes, shipped_values
+from tests.tiny import main_here, run_main, start_main
 
-TINY = [
-    "--config=configs/raft.py",
-    *(f"--config.model.{k}={v}" for k, v in {"d_model": 32, "n_layers": 1, "kernel_len": 8}.items()),
-    *("--config.raft.size=1", "--config.raft.sft_examples=30", "--config.raft.prompts=30", "--config.raft.held_out=15"),
-    *("--config.raft.cycles=2", "--config.raft.rows=32", "--config.raft.sft_epochs=200", "--config.raft.sft_lr=1e-2"),
-    "--config.checkpoint.every=5",
-]
+# Nobody looks at the pictures of these processes, each of which would take seconds to import matplotlib and to draw.
+CONFIG_FILE = """
+import sys, types
+from tests.raft.raft_run import shipped_values
+
+sys.modules["fftlm_jax.raft.figure"] = types.SimpleNamespace(draw_cycles=lambda results, file, title: file.touch())
+
+def get_config():
+    return shipped_values()
+"""
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
+    """The folder of a run of this process that nobody disturbs."""
     workdir = tmp_path_factory.mktemp("raft") / "straight"
-    done = run_main(*TINY, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    assert "finished 2 cycles" in done.stdout
+    run(shipped_values(), workdir)
     return workdir
 
 
-@pytest.mark.parametrize(
-    "number,appearing",
-    ((signal.SIGKILL, "0000/fit.part.npz"), (signal.SIGKILL, "0001/samples.jsonl"), (signal.SIGTERM, "0000/plan.json")),
-)
-def test_a_process_may_end_at_any_time(straight, tmp_path, number, appearing):
-    child = start_main(*TINY, f"--workdir={tmp_path}")
-    deadline = time.monotonic() + 90
-    while not (tmp_path / "cycles" / appearing).exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.send_signal(number)
+def test_a_process_may_end_at_any_time(straight, tmp_path):
+    """SIGTERM in the supervised part, SIGKILL behind a snapshot of it, SIGKILL once cycle 1 has its samples."""
+    (tmp_path / "tiny_raft.py").write_text(CONFIG_FILE)
+    command = f"--config={tmp_path / 'tiny_raft.py'}", f"--workdir={tmp_path / 'run'}"
+    cycle_0 = tmp_path / "run" / "cycles" / "0000"
+
+    child = start_main(*command)
+    wait_for(lambda: (cycle_0 / "plan.json").exists(), child)
+    child.send_signal(signal.SIGTERM)
     _, errors = child.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert child.returncode == -signal.SIGKILL
-    else:
-        assert child.returncode == 143 and "the same command goes on from there" in errors
-    again = run_main(*TINY, f"--workdir={tmp_path}")
-    assert again.returncode == 0, again.stderr
-    assert journal_hashes(tmp_path) == journal_hashes(straight)
+    assert child.returncode == 143 and "the same command goes on from there" in errors, errors
+
+    first_snapshot = (cycle_0 / "fit.part.npz").stat().st_mtime_ns
+    child = start_main(*command)
+    wait_for(lambda: (cycle_0 / "fit.part.npz").stat().st_mtime_ns != first_snapshot, child)
+    child.kill()
+    child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGKILL
+
+    died = run_main(*command, env={faults.VARIABLE: "kill@raft_samples:1"})
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert (cycle_0.with_name("0001") / "samples.jsonl").exists()
+
+    done = run_main(*command)
+    assert done.returncode == 0 and "finished 2 cycles" in done.stdout, done.stderr
+    assert journal_hashes(tmp_path / "run") == journal_hashes(straight)
+
+
+def wait_for(condition, child):
+    """Waits while the child lives."""
+    deadline = time.monotonic() + 90
+    while not condition() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 @pytest.mark.pictures
@@ -63,10 +82,12 @@ def test_advice_and_report_read_a_run_and_change_nothing_else(straight, capsys):
     assert journal_hashes(straight) == before
 
 
-def test_a_dry_run_writes_nothing(tmp_path):
-    done = run_main(*TINY, f"--workdir={tmp_path / 'run'}", "--dry_run")
-    assert done.returncode == 0, done.stderr
-    assert "30 problems, such as" in done.stdout and "nothing was written" in done.stdout
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    overrides = [f"--config.raft.{key}" for key in ("size=1", "sft_examples=30", "prompts=30", "held_out=15")]
+    arguments = ["--config=configs/raft.py", *overrides, f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    assert main_here(*arguments) == 0
+    told = capsys.readouterr().out
+    assert "30 problems, such as" in told and "nothing was written" in told
     assert not (tmp_path / "run").exists()
 
 

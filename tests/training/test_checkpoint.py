@@ -1,5 +1,7 @@
 """Checkpoints: what is on disk is whole or refused by name; the best and the last survive, also across a restart."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from fftlm_jax.errors import CheckpointError, SaveError
 from fftlm_jax.optim import Stage, scale_by_sawtooth
 from fftlm_jax.training.checkpoint import Checkpoints
 from fftlm_jax.training.manifest import manifest_fault, step_numbers
+from fftlm_jax.training.progress import Progress
 from fftlm_jax.training.step import TrainState
 from fftlm_jax.training.verify import state_hash
 
@@ -118,3 +121,13 @@ def test_the_state_hash_sees_every_bit_and_the_controller():
     assert state_hash(make_state(np.nextafter(np.float32(1), np.float32(2))), HOST["controller"]) != base
     assert state_hash(make_state()._replace(step=jnp.int32(8)), HOST["controller"]) != base
     assert state_hash(make_state(), {**HOST["controller"], "cutoff": 8}) != base
+
+
+def test_progress_goes_on_from_what_was_saved():
+    """The best score too: a resumed run must not take a worse one for the best yet."""
+    first, second = Progress(), Progress()
+    first.record(2.5)
+    first.rank({"bpb": 3.0})
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert {**second.state_dict(), "elapsed": 0} == {**first.state_dict(), "elapsed": 0}
+    assert not second.rank({"bpb": 3.5}) and second.rank({"bpb": 2.5})

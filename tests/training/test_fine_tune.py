@@ -1,28 +1,32 @@
 """Fine-tuning: what counts is scored and nothing else, every row is seen once an epoch, padding changes nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from fftlm_jax.cutoff import freq_bins
-from fftlm_jax.model import build, init_params
 from fftlm_jax.optim import scale_by_given_learning_rate
 from fftlm_jax.spectral import LowPass
 from fftlm_jax.training.fine_tune import (
     FineTuneState,
+    Rows,
     batches,
     make_answer_loss,
     make_fine_tune_step,
     rows_of,
     steps_per_epoch,
 )
+from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 
-MODEL = tiny(objective__name="next_byte").model
-PARAMS, GRAPH = init_params(MODEL, 0), build(MODEL)[0]
-KEY = jax.random.key(0)
+MODEL = tiny(objective__name="next_byte", model__n_layers=1).model
+GRAPH, PARAMS = graph_and_params(MODEL)
+TX = optax.chain(optax.scale_by_adam(), scale_by_given_learning_rate())
 LOW_PASS = LowPass(freq_bins(MODEL.seq_len), freq_bins(MODEL.seq_len))
 PAIRS = [(b"12+07=", b"019\n"), (b"9>", b"9\n"), (b"31>", b"13\n")]
 
@@ -36,17 +40,24 @@ def test_rows_mark_the_answers_alone():
 
 
 def test_the_loss_is_that_of_the_answer_bytes():
-    from flax import nnx
+    texts = [np.frombuffer(question + answer, np.uint8)[None] for question, answer in PAIRS]
 
-    model = nnx.merge(GRAPH, PARAMS)
+    @jax.jit
+    def log_probabilities(params):
+        """After each byte of each text, one text at a time, without padding."""
+        model = nnx.merge(GRAPH, params)
+        return [jax.nn.log_softmax(model.head.next_byte(model(text[:, :-1], LOW_PASS)))[0] for text in texts]
+
     total = count = 0
-    for question, answer in PAIRS:  # One text at a time, without padding.
-        text = np.frombuffer(question + answer, np.uint8)[None]
-        log_p = jax.nn.log_softmax(model.head.next_byte(model(jnp.asarray(text[:, :-1]), LOW_PASS)))[0]
+    for (question, answer), text, log_p in zip(PAIRS, texts, jax.device_get(log_probabilities(PARAMS))):
         for place in range(len(question), len(question) + len(answer)):
             total, count = total - float(log_p[place - 1, text[0, place]]), count + 1
-    loss = make_answer_loss(GRAPH, LOW_PASS, batch_size=2)(PARAMS, rows_of(PAIRS, 12))
-    assert loss == pytest.approx(total / count, abs=1e-5)
+    assert answer_loss_of_pairs() == pytest.approx(total / count, abs=1e-5)
+
+
+@functools.cache
+def answer_loss_of_pairs() -> float:
+    return make_answer_loss(GRAPH, LOW_PASS, batch_size=2)(PARAMS, rows_of(PAIRS, 12))
 
 
 def test_every_row_once_an_epoch_in_changing_order():
@@ -66,34 +77,46 @@ def test_every_row_once_an_epoch_in_changing_order():
     assert all(np.array_equal(a.bytes_NW, b.bytes_NW) for a, b in zip(found, again))
 
 
-def _one_step(rows, lr=1e-2):
-    tx = optax.chain(optax.scale_by_adam(), scale_by_given_learning_rate())
-    step = make_fine_tune_step(GRAPH, LOW_PASS, tx, lora=None)
-    state = FineTuneState(jax.tree.map(jnp.array, PARAMS), tx.init(PARAMS), jnp.zeros((), jnp.int32))
-    return step({}, state, rows, np.float32(lr), KEY)
+@functools.cache
+def jitted_step():
+    return make_fine_tune_step(GRAPH, LOW_PASS, TX, lora=None)
+
+
+@functools.cache
+def first_optimizer_state():
+    return jax.device_get(jax.jit(TX.init)(PARAMS))
+
+
+def one_step(rows, lr=1e-2, state=None):
+    if state is None:
+        state = jax.tree.map(jnp.asarray, FineTuneState(PARAMS, first_optimizer_state(), np.zeros((), np.int32)))
+    return jitted_step()({}, state, rows, np.float32(lr), jax.random.key(0))
+
+
+def padded(content=0):
+    """The pairs, and two rows without weight that hold some byte."""
+    rows = rows_of(PAIRS, 12)
+    padding = ((0, 2), (0, 0))
+    return Rows(np.pad(rows.bytes_NW, padding, constant_values=content), np.pad(rows.weight_NW, padding))
 
 
 def test_rows_without_weight_change_nothing():
-    rows = rows_of(PAIRS, 12)
-    padded = type(rows)(*(np.pad(array, ((0, 2), (0, 0))) for array in rows))
-    (a, m), (b, n) = _one_step(rows), _one_step(padded)
+    (a, m), (b, n) = (jax.device_get(one_step(padded(content))) for content in (0, 97))
     assert m.loss == pytest.approx(float(n.loss), abs=1e-6)
+    assert m.loss == pytest.approx(answer_loss_of_pairs(), abs=1e-5), "which has no such rows in its first batch"
     for x, y in zip(jax.tree.leaves(a.trained), jax.tree.leaves(b.trained)):
         # Adam's first update is +-lr wherever the gradient is not round-off.
         assert np.mean(np.abs(x - y) > 1e-4) < 0.01
 
 
 def test_the_learning_rate_is_what_it_is_given_and_compiles_nothing_anew():
-    tx = optax.chain(optax.scale_by_adam(), scale_by_given_learning_rate())
-    step = make_fine_tune_step(GRAPH, LOW_PASS, tx, lora=None)
-    state = FineTuneState(jax.tree.map(jnp.array, PARAMS), tx.init(PARAMS), jnp.zeros((), jnp.int32))
-    rows, ratios = rows_of(PAIRS, 12), []
-    state, metrics = step({}, state, rows, np.float32(0.0), KEY)
+    state, metrics = one_step(padded(), lr=0.0)
     assert float(metrics.update_ratio) == 0.0
     for x, y in zip(jax.tree.leaves(state.trained), jax.tree.leaves(PARAMS)):
         np.testing.assert_array_equal(x, y)
+    state, ratios = jax.device_get(state), []
     for lr in (1e-3, 2e-3):
-        _, metrics = step({}, jax.tree.map(jnp.array, state), rows, np.float32(lr), KEY)
+        _, metrics = one_step(padded(), lr, jax.tree.map(jnp.asarray, state))
         ratios.append(float(metrics.update_ratio))
     assert ratios[1] == pytest.approx(2 * ratios[0], rel=1e-5)
-    assert step._cache_size() == 1
+    assert jitted_step()._cache_size() == 1

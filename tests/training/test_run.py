@@ -1,6 +1,10 @@
-"""Whole runs through main.py: killed and resumed is the same run; signals, refusals and files on disk."""
+"""Whole runs: killed and resumed is the same run; signals, refusals and files on disk.
+
+Processes are real where the process itself is under test; everything else goes through main.py's entry point here.
+"""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -9,14 +13,15 @@ import time
 
 import pytest
 
+from fftlm_jax import faults
 from fftlm_jax.training.metrics import read_metrics
 from fftlm_jax.training.verify import main as verify_main
-from tests.tiny import run_main, start_main, write_words
+from fftlm_jax.xla_flags import CPU_FLAGS
+from tests.tiny import hash_of, main_here, run_main, start_main, write_words
 
 pytestmark = pytest.mark.timeout(300)
 
 CONFIG_FILE = """
-import sys
 from tests.tiny import tiny_values
 
 def get_config():
@@ -33,18 +38,18 @@ def arguments(tmp_path_factory):
     return [f"--config={folder / 'tiny_run.py'}", f"--config.data.path={folder / 'corpus.txt'}"]
 
 
-def hash_of(workdir, capsys) -> str:
-    assert verify_main(["verify", str(workdir)]) == 0
-    return re.search(r"state of step \d+: (\w{64})", capsys.readouterr().out).group(1)
-
-
-def without_times(record: dict) -> dict:
-    return {k: v for k, v in record.items() if k not in ("bytes_per_second", "train_seconds")}
+def records_of(workdir) -> list[dict]:
+    """What the metrics say of training, without times."""
+    return [
+        {k: v for k, v in record.items() if k not in ("bytes_per_second", "train_seconds")}
+        for record in read_metrics(workdir / "metrics.jsonl")
+        if record["kind"] != "event" or record["event"] in ("cutoff_raised", "warning")
+    ]
 
 
 @pytest.fixture(scope="module")
 def straight(arguments, tmp_path_factory):
-    """An uninterrupted run."""
+    """An uninterrupted run in a process of its own."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     done = run_main(*arguments, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
@@ -82,34 +87,38 @@ def test_the_last_and_the_best_checkpoints_are_kept(straight):
     assert all((workdir / "checkpoints" / str(s) / "manifest.json").exists() for s in steps)
 
 
-@pytest.mark.parametrize("seed", (1, 5))
-def test_killed_at_random_and_resumed_is_the_same_run(arguments, straight, tmp_path, capsys, seed):
-    """SIGKILL before and behind the raises at 6 and 12, wherever in a step it strikes. State and metrics agree."""
-    workdir, options = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"]
-    rng = random.Random(seed)
-    for target in (rng.randint(1, 8), rng.randint(12, 18)):
+def test_killed_and_stopped_by_signals_again_and_again_it_is_the_same_run(arguments, straight, tmp_path):
+    """SIGKILL and SIGTERM before the first raise, SIGKILL and SIGINT behind it, wherever in a step they strike.
+
+    A signal that asks finishes the step, saves and ends with its own exit code. State and metrics are those of the run
+    that nobody disturbed.
+    """
+    workdir, options, rng = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"], random.Random(1)
+    lives = ((signal.SIGKILL, 1, 4), (signal.SIGTERM, 5, 8), (signal.SIGKILL, 9, 12), (signal.SIGINT, 13, 16))
+    for number, first, last in lives:
         process = start_main(*options)
-        deadline = time.monotonic() + 100
-        while process.poll() is None and time.monotonic() < deadline:
-            log = workdir / "run.log"
-            if log.exists() and _steps_logged(log) >= target:
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        _wait_for_step(process, workdir / "run.log", rng.randint(first, last))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=100)
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 128 + number, errors
+            assert re.search(r"step \d+ is saved; run the same command", errors)
+            assert verify_main(["verify", str(workdir)]) == 0
     done = run_main(*options)
-    assert done.returncode == 0, done.stderr
-    assert hash_of(workdir, capsys) == hash_of(straight[0], capsys)
-    expected, found = (
-        [
-            without_times(r)
-            for r in read_metrics(w / "metrics.jsonl")
-            if r["kind"] != "event" or r["event"] in ("cutoff_raised", "warning")
-        ]
-        for w in (straight[0], workdir)
-    )
-    assert found == expected
+    assert done.returncode == 0 and "resuming from step" in done.stdout, done.stderr
+    assert hash_of(workdir) == hash_of(straight[0])
+    assert records_of(workdir) == records_of(straight[0])
+
+
+def _wait_for_step(process, log, target: int) -> None:
+    deadline = time.monotonic() + 100
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and _steps_logged(log) >= target:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"it ended before step {target}: {process.communicate()}")
 
 
 def _steps_logged(log) -> int:
@@ -118,24 +127,6 @@ def _steps_logged(log) -> int:
     epochs = re.findall(r" epoch (\d+)/5", text)
     steps = re.findall(r"step (\d+)/4 ", text.rsplit("epoch ", 1)[-1])
     return 4 * int(epochs[-1] if epochs else 0) + int(steps[-1] if steps else 0)
-
-
-@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
-def test_a_signal_finishes_the_step_saves_and_resumes_exactly(arguments, straight, tmp_path, capsys, number):
-    workdir, options = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"]
-    process = start_main(*options)
-    for line in process.stdout:
-        if "step 2/4" in line:
-            process.send_signal(number)
-            break
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 128 + number, errors
-    assert re.search(r"step \d+ is saved; run the same command", errors)
-    assert verify_main(["verify", str(workdir)]) == 0
-    capsys.readouterr()
-    done = run_main(*options)
-    assert done.returncode == 0 and "resuming from step" in done.stdout
-    assert hash_of(workdir, capsys) == hash_of(straight[0], capsys)
 
 
 def test_a_signal_before_the_first_step_leaves_quietly(arguments, tmp_path):
@@ -151,6 +142,26 @@ def test_a_signal_before_the_first_step_leaves_quietly(arguments, tmp_path):
     assert "Traceback" not in errors
 
 
+def test_a_run_as_users_start_it_sets_flags_and_keeps_compiled_programs(arguments, tmp_path):
+    """With none of the variables that this suite sets: XLA's flags are main.py's, and programs are kept for later."""
+    plain = {"XLA_FLAGS": None, "CI": None, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    plain |= {name: None for name in os.environ if name.startswith(("JAX_COMP", "JAX_PERS"))}
+    small = {
+        "model.n_layers": 1,
+        "curriculum.rule": "none",
+        "train.epochs": 1,
+        "sample.bytes": 0,
+        "checkpoint.every": 9,
+    }
+    options = [f"--config.{name}={value}" for name, value in small.items()]
+    done = run_main(*arguments, f"--workdir={tmp_path / 'run'}", *options, env=plain)
+    assert done.returncode == 0, done.stderr
+    environment = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert environment["xla_flags"] == " ".join(CPU_FLAGS)
+    entries = list((tmp_path / "cache" / "fftlm_jax").rglob("*-cache"))
+    assert entries and all(entry.with_name(f"{entry.name}.sha256").exists() for entry in entries)
+
+
 @pytest.fixture
 def copy(straight, tmp_path):
     """A copy of the finished run to do things to."""
@@ -162,37 +173,37 @@ def tree_hash(folder) -> dict:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in ("run.log", "lock")}
 
 
-def test_the_same_command_again_says_finished_and_changes_nothing(arguments, copy):
+def test_the_same_command_again_says_finished_and_changes_nothing(arguments, copy, capsys):
     before = tree_hash(copy)
-    done = run_main(*arguments, f"--workdir={copy}")
-    assert done.returncode == 0 and "already finished: 20 steps" in done.stdout
+    assert main_here(*arguments, f"--workdir={copy}") == 0
+    assert "already finished: 20 steps" in capsys.readouterr().out
     assert tree_hash(copy) == before
 
 
-def test_another_architecture_is_refused_field_by_field(arguments, copy):
+def test_another_architecture_is_refused_field_by_field(arguments, copy, capsys):
     before = tree_hash(copy)
-    done = run_main(*arguments, f"--workdir={copy}", "--config.model.d_model=32", "--config.lr.base=0.5")
-    assert done.returncode == 4
-    assert "model.d_model: 16 -> 32" in done.stderr and "lr.base: 0.01 -> 0.5" in done.stderr
+    assert main_here(*arguments, f"--workdir={copy}", "--config.model.d_model=32", "--config.lr.base=0.5") == 4
+    told = capsys.readouterr().err
+    assert "model.d_model: 16 -> 32" in told and "lr.base: 0.01 -> 0.5" in told
     assert tree_hash(copy) == before, "nothing on disk was touched"
 
 
-def test_more_epochs_on_request(arguments, copy):
+def test_more_epochs_on_request(arguments, copy, capsys):
     more = [*arguments, f"--workdir={copy}", "--config.train.epochs=6"]
-    refused = run_main(*more)
-    assert refused.returncode == 4 and "train.epochs: 5 -> 6" in refused.stderr and "resume.allow" in refused.stderr
-    done = run_main(*more, "--config.resume.allow=train.epochs")
-    assert done.returncode == 0, done.stderr
+    assert main_here(*more) == 4
+    refused = capsys.readouterr().err
+    assert "train.epochs: 5 -> 6" in refused and "resume.allow" in refused
+    assert main_here(*more, "--config.resume.allow=train.epochs") == 0
     records = read_metrics(copy / "metrics.jsonl")
     assert [r["key"] for r in records if r.get("event") == "config_changed"] == ["train.epochs"]
     assert max(r["step"] for r in records if r["kind"] == "train") == 24
     assert json.loads((copy / "config.json").read_text())["train"]["epochs"] == 6
 
 
-def test_other_data_is_refused(arguments, copy, tmp_path):
+def test_other_data_is_refused(arguments, copy, tmp_path, capsys):
     (tmp_path / "other.txt").write_bytes(b"other bytes " * 500)
-    done = run_main(*arguments, f"--workdir={copy}", f"--config.data.path={tmp_path / 'other.txt'}")
-    assert done.returncode == 4 and "the corpus differs" in done.stderr
+    assert main_here(*arguments, f"--workdir={copy}", f"--config.data.path={tmp_path / 'other.txt'}") == 4
+    assert "the corpus differs" in capsys.readouterr().err
 
 
 def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, straight, copy, capsys):
@@ -204,53 +215,47 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, strai
     data.write_bytes(content)
     assert verify_main(["verify", str(copy)]) == 4
     assert f"{data.name}' does not match its manifest" in capsys.readouterr().out
-    done = run_main(*arguments, f"--workdir={copy}")
-    assert done.returncode == 0 and "resuming from step 15" in done.stdout
-    assert hash_of(copy, capsys) == hash_of(straight[0], capsys)
+    assert main_here(*arguments, f"--workdir={copy}") == 0
+    assert "resuming from step 15" in capsys.readouterr().out
+    assert hash_of(copy) == hash_of(straight[0])
     assert (copy / "quarantine" / "20").is_dir()
 
 
-def test_when_no_step_is_usable_nothing_starts_over(arguments, copy):
+def test_when_no_step_is_usable_nothing_starts_over(arguments, copy, capsys):
     for manifest in (copy / "checkpoints").glob("*/manifest.json"):
         manifest.unlink()
     before = tree_hash(copy)
-    done = run_main(*arguments, f"--workdir={copy}")
-    assert done.returncode == 4 and "no step is usable" in done.stderr and "step 20" in done.stderr
+    assert main_here(*arguments, f"--workdir={copy}") == 4
+    told = capsys.readouterr().err
+    assert "no step is usable" in told and "step 20" in told
     assert tree_hash(copy) == before
 
 
 def test_overwrite_moves_the_old_run_aside(arguments, copy):
-    done = run_main(
-        *arguments,
-        f"--workdir={copy}",
-        "--overwrite",
-        "--config.train.epochs=1",
-        "--config.lr.base=0.1",
-    )
-    assert done.returncode == 0, done.stderr
+    options = [f"--workdir={copy}", "--overwrite", "--config.train.epochs=1", "--config.lr.base=0.1"]
+    assert main_here(*arguments, *options) == 0
     assert (copy.with_name("copy.1") / "checkpoints" / "20").is_dir()
     assert json.loads((copy / "config.json").read_text())["lr"]["base"] == 0.1
 
 
-def test_resume_modes(arguments, copy, tmp_path):
-    never = run_main(*arguments, f"--workdir={copy}", "--config.resume.mode=never")
-    assert never.returncode == 1 and "is not empty" in never.stderr
-    must = run_main(*arguments, f"--workdir={tmp_path / 'new'}", "--config.resume.mode=must")
-    assert must.returncode == 4 and "holds no run" in must.stderr and not (tmp_path / "new").exists()
+def test_resume_modes(arguments, copy, tmp_path, capsys):
+    assert main_here(*arguments, f"--workdir={copy}", "--config.resume.mode=never") == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert main_here(*arguments, f"--workdir={tmp_path / 'new'}", "--config.resume.mode=must") == 4
+    assert "holds no run" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_weights_of_a_run_start_another_at_its_cutoff(arguments, copy, tmp_path):
     """Never regress: the new run's ladder begins at 4, the weights come from cutoff 17; its architecture is theirs."""
     options = [f"--workdir={tmp_path / 'new'}", f"--config.init.checkpoint={copy}", "--config.model.d_model=64"]
-    done = run_main(*arguments, *options, "--config.train.epochs=1")
-    assert done.returncode == 0, done.stderr
+    assert main_here(*arguments, *options, "--config.train.epochs=1") == 0
     first = next(r for r in read_metrics(tmp_path / "new" / "metrics.jsonl") if r["kind"] == "train")
     old = [r for r in read_metrics(copy / "metrics.jsonl") if r["kind"] == "train"]
     assert first["cutoff"] == 17 and first["loss"] < (old[0]["loss"] + old[-1]["loss"]) / 2
     assert json.loads((tmp_path / "new" / "config.json").read_text())["model"]["d_model"] == 16
 
 
-def test_a_second_process_is_kept_out(arguments, tmp_path):
+def test_a_second_process_is_kept_out(arguments, tmp_path, capsys):
     options = [*arguments, f"--workdir={tmp_path / 'run'}", "--config.train.epochs=400"]
     first = start_main(*options)
     try:
@@ -258,19 +263,18 @@ def test_a_second_process_is_kept_out(arguments, tmp_path):
             if "step 2/4" in line:
                 break
         for more in ([], ["--overwrite"]):
-            second = run_main(*options, *more)
-            assert second.returncode == 5 and f"in use by process {first.pid}" in second.stderr
+            assert main_here(*options, *more) == 5
+            assert f"in use by process {first.pid}" in capsys.readouterr().err
         assert first.poll() is None and [p.name for p in tmp_path.iterdir()] == ["run"]
     finally:
         first.kill()
         first.communicate()
 
 
-def test_a_nonfinite_loss_stops_the_run_with_the_facts(arguments, tmp_path):
+def test_a_nonfinite_loss_stops_the_run_with_the_facts(arguments, tmp_path, capsys):
     options = [*arguments, f"--workdir={tmp_path / 'run'}", "--config.lr.base=1e30", "--config.optim.clip=1e30"]
-    done = run_main(*options)
-    assert done.returncode == 3, done.stderr
-    assert re.search(r"step \d+: loss .* at cutoff 4, LR .* corpus offset \d+", done.stderr)
+    assert main_here(*options) == 3
+    assert re.search(r"step \d+: loss .* at cutoff 4, LR .* corpus offset \d+", capsys.readouterr().err)
     event = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r.get("event") == "nonfinite"]
     assert len(event) == 1 and event[0]["cutoff"] == 4 and len(event[0]["offsets"]) == 4
     assert event[0]["lr"] > 1e29, "the rate of the step that failed"
@@ -281,47 +285,40 @@ def test_a_first_save_cut_short_starts_over_and_loses_nothing(arguments, straigh
         if step.name != "15":
             shutil.rmtree(step)
     (copy / "checkpoints" / "15" / "manifest.json").unlink()
-    done = run_main(*arguments, f"--workdir={copy}")
-    assert done.returncode == 0 and "step 15 was moved to quarantine/: it has no manifest" in done.stdout
-    assert hash_of(copy, capsys) == hash_of(straight[0], capsys)
+    assert main_here(*arguments, f"--workdir={copy}") == 0
+    assert "step 15 was moved to quarantine/: it has no manifest" in capsys.readouterr().out
+    assert hash_of(copy) == hash_of(straight[0])
     assert [r["step"] for r in read_metrics(copy / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 21))
     assert (copy / "samples.txt").read_text().count("=== step") == 5
     assert (copy / "quarantine" / "15").is_dir()
 
 
-def test_overwrite_moves_nothing_but_runs(arguments, tmp_path):
+def test_overwrite_moves_nothing_but_runs(arguments, tmp_path, capsys):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    done = run_main(*arguments, f"--workdir={tmp_path / 'thesis'}", "--overwrite")
-    assert done.returncode == 1 and "holds no run and will not be moved" in done.stderr
+    assert main_here(*arguments, f"--workdir={tmp_path / 'thesis'}", "--overwrite") == 1
+    assert "holds no run and will not be moved" in capsys.readouterr().err
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
 
 
-def test_a_run_from_weights_resumes_without_their_source(arguments, copy, tmp_path):
+def test_a_run_from_weights_resumes_without_their_source(arguments, copy, tmp_path, monkeypatch):
     options = [*arguments, f"--workdir={tmp_path / 'new'}", f"--config.init.checkpoint={copy}"]
-    options += ["--config.model.seq_len=64", "--config.curriculum.ladder=(4,8,'full')"]
-    process = start_main(*options)
-    for line in process.stdout:
-        if "step 2/4" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    assert "Traceback" not in process.communicate(timeout=100)[1] and process.returncode == 143
+    options += ["--config.model.seq_len=64", "--config.curriculum.ladder=(4,8,'full')", "--config.train.epochs=2"]
+    monkeypatch.setenv(faults.VARIABLE, "term@mid_step:3")
+    assert main_here(*options) == 143
+    monkeypatch.delenv(faults.VARIABLE)
     shutil.rmtree(copy)
-    done = run_main(*options)
-    assert done.returncode == 0, done.stderr
+    assert main_here(*options) == 0
     first = next(r for r in read_metrics(tmp_path / "new" / "metrics.jsonl") if r["kind"] == "train")
     assert first["cutoff"] == 33, "full of 17 bins is full of 33"
 
 
-def test_a_profile_window_survives_a_stop_inside_it(arguments, tmp_path):
-    options = [*arguments, f"--workdir={tmp_path / 'run'}", "--config.profile.start=1", "--config.profile.steps=12"]
-    process = start_main(*options)
-    for line in process.stdout:
-        if "step 4/4" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    process.communicate(timeout=100)
-    assert process.returncode == 143 and len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
-    done = run_main(*options)
-    assert done.returncode == 0, done.stderr
+def test_a_profile_window_survives_a_stop_inside_it(arguments, tmp_path, monkeypatch):
+    options = [*arguments, f"--workdir={tmp_path / 'run'}", "--config.profile.start=1", "--config.profile.steps=6"]
+    options += ["--config.train.epochs=2"]
+    monkeypatch.setenv(faults.VARIABLE, "term@mid_step:4")
+    assert main_here(*options) == 143
+    monkeypatch.delenv(faults.VARIABLE)
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+    assert main_here(*options) == 0
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 2

@@ -38,7 +38,7 @@ def test_flops_per_byte(overrides, expected):
 
 def test_it_is_near_what_the_compiler_counts():
     """Forward and backward of one layer, where products are nearly all there is: within a quarter of XLA's count."""
-    from fftlm_jax.model import init_params, objectives
+    from fftlm_jax.model import init_params, score
     from fftlm_jax.training.setup import low_pass_at
 
     config = tiny(model__d_model=128, model__n_layers=1, model__conv_method="direct", objective__name="next_byte")
@@ -46,7 +46,7 @@ def test_it_is_near_what_the_compiler_counts():
     params, windows = init_params(config.model, 0), jnp.zeros((8, 36), jnp.uint8)
 
     def loss(params):
-        scores = objectives.score(graph, params, windows, low_pass_at(config, 17), chunk=4, with_chunk=False)
+        scores = score(graph, params, windows, low_pass_at(config, 17), chunk=4, with_chunk=False)
         return jnp.mean(scores.next_byte_BT)
 
     counted = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]

@@ -32,7 +32,9 @@ WAYS_TO_TRAIN = (
             "optim__neuron_beta2": 0.9,
             "optim__brake": 0.5,
             "optim__momentum_warmup": 6,
-            "train__batch_stages": (1, 3, 2),
+            "optim__polar_steps": 2,
+            "train__batch_stages": (1, 2),
+            "lr__multipliers": (1.0, 1.5),
             "lr__schedule": "cooldown",
             "lr__restart": "none",
             "lr__base": 0.02,
@@ -48,7 +50,14 @@ WAYS_TO_TRAIN = (
 @pytest.mark.parametrize("case,overrides", WAYS_TO_TRAIN, ids=lambda value: value if isinstance(value, str) else "")
 def test_every_way_to_train_learns_and_resumes_exactly(tmp_path, capsys, case, overrides):
     """Trained to the end, then set back to a checkpoint in the middle and trained to the end again."""
-    values = tiny_values(train__epochs=3, train__accum_steps=1, model__memory_piece=4, sample__bytes=0, **overrides)
+    small = {
+        "train__epochs": 3,
+        "train__accum_steps": 1,
+        "model__n_layers": 1,
+        "model__memory_piece": 4,
+        "sample__bytes": 0,
+    }
+    values = tiny_values(**small, **overrides)
     result = run(values, tmp_path / "run")
     train = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
     assert result["step"] == 12 and result["bpb"] < 8.5

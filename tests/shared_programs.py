@@ -1,0 +1,49 @@
+"""Compiled training steps and scorers that all runs of one process share: the suite trains hundreds of tiny runs.
+
+Both are pure functions of a part of the config. Runs that differ in how they are watched (evaluations, saves, samples,
+data) then trace and load the same program once. A process has its own: children of the suite share nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from fftlm_jax.config import Config
+from fftlm_jax.training import held_out, setup
+
+_programs: dict[Hashable, Any] = {}
+
+
+def share(monkeypatch: Any) -> None:
+    """Has runs of this process take steps and scorers from here; programs of several devices are made anew."""
+    make_step, make_evaluate = setup.make_train_step, held_out.make_evaluate
+
+    def shared_step(config: Config, graph: Any, tx: Any, low_pass: Any, shardings: Any = None) -> Any:
+        if shardings is not None:
+            return make_step(config, graph, tx, low_pass, shardings)
+        train = dataclasses.replace(config.train, log_every=1)
+        key = ("step", *_of_model(config), config.optim, config.lr, train, low_pass)
+        return _once(key, lambda: make_step(config, graph, tx, low_pass))
+
+    def shared_evaluate(config: Config, graph: Any, low_pass: Any, mesh: Any = None) -> Any:
+        if mesh is not None:
+            return make_evaluate(config, graph, low_pass, mesh)
+        return _once(("scorer", *_of_model(config), low_pass), lambda: make_evaluate(config, graph, low_pass))
+
+    monkeypatch.setattr(setup, "make_train_step", shared_step)
+    monkeypatch.setattr(held_out, "make_evaluate", shared_evaluate)
+
+
+def forget() -> None:
+    """Lets go of all of them."""
+    _programs.clear()
+
+
+def _of_model(config: Config) -> tuple[Hashable, ...]:
+    return config.seed, config.model, config.objective
+
+
+def _once(key: Hashable, make: Callable[[], Any]) -> Any:
+    if key not in _programs:
+        _programs[key] = make()
+    return _programs[key]
