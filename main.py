@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fftlm_jax import malloc, xla_flags
+from fftlm_jax.runtime import process
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
@@ -19,11 +19,11 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directo
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line and returns the exit code of `fftlm_jax.errors`."""
-    from fftlm_jax import compile_cache, faults
-    from fftlm_jax.config import read_config
-    from fftlm_jax.errors import RunError, UsageError
-    from fftlm_jax.untrusted import printable
+    """Runs the command line and returns the exit code of `fftlm_jax.runtime.errors`."""
+    from fftlm_jax.config.reading import read_config
+    from fftlm_jax.runtime import compile_cache, faults
+    from fftlm_jax.runtime.errors import RunError, UsageError
+    from fftlm_jax.runtime.untrusted import printable
 
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every save at INFO and WARNING.
     try:
@@ -37,8 +37,7 @@ def main(arguments: list[str]) -> int:
         config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
         compile_cache.use(config.compile_cache, os.environ)
         if config.task == "raft":
-            from fftlm_jax.raft.dry_run import dry_run
-            from fftlm_jax.raft.loop import run
+            from fftlm_jax.raft.run_cycles import dry_run, run
         else:
             from fftlm_jax.training.dry_run import dry_run
             from fftlm_jax.training.loop import run
@@ -67,8 +66,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    malloc.keep_freed_blocks(os.environ)
-    xla_flags.set_cpu_defaults(os.environ)
+    process.keep_freed_blocks(os.environ)
+    process.set_cpu_defaults(os.environ)
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:

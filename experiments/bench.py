@@ -20,10 +20,10 @@ import platform
 import sys
 from collections.abc import Callable
 
-from fftlm_jax import malloc, xla_flags
+from fftlm_jax.runtime import process
 
-malloc.keep_freed_blocks(os.environ)
-xla_flags.set_cpu_defaults(os.environ)
+process.keep_freed_blocks(os.environ)
+process.set_cpu_defaults(os.environ)
 
 from experiments.bench_conv import bench_conv  # noqa: E402 (jax reads its flags on import)
 from experiments.bench_decode import bench_decode  # noqa: E402
@@ -33,7 +33,7 @@ from experiments.bench_raise import bench_raise  # noqa: E402
 from experiments.bench_scale import bench_scale  # noqa: E402
 from experiments.bench_step import bench_step  # noqa: E402
 from experiments.interleaved import Row  # noqa: E402
-from fftlm_jax.training.run_directory import environment  # noqa: E402
+from fftlm_jax.checkpoints.run_directory import environment  # noqa: E402
 
 SUITES: dict[str, Callable[..., list[Row]]] = {
     "conv": bench_conv,

@@ -9,12 +9,13 @@ from flax import nnx
 
 from configs import aligned
 from experiments.interleaved import Row, compare
-from fftlm_jax.config import ModelConfig, read_config
-from fftlm_jax.generation import Block, Decoder, SamplingConfig
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import ModelConfig
+from fftlm_jax.generation import DecodedBytes, Decoder, SamplingConfig
 from fftlm_jax.model import build, init_params
-from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.language_model import Params, evaluation_low_pass
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training import saved_run, setup
 
 _SAMPLING = SamplingConfig(temperature=0.8)
 _BLOCK = 64  # Bytes per call.
@@ -31,9 +32,9 @@ def bench_decode(rounds: int, workdir: str | None = None) -> list[Row]:
     """
     run = read_config(aligned.get_config(), with_data=False)
     config, graph, params = run.model, build(run.model)[0], init_params(run.model, 0)
-    decoder = Decoder(config, graph, setup.evaluation_low_pass(run, cutoff=1))
+    decoder = Decoder(config, graph, evaluation_low_pass(run, cutoff=1))
 
-    def stream(mode: str = "byte", first: int = 256) -> Iterator[Block]:
+    def stream(mode: str = "byte", first: int = 256) -> Iterator[DecodedBytes]:
         """Blocks of a text, after so many bytes were read or written."""
         blocks = decoder.stream(params, [b"x" * 256], _FOREVER, _SAMPLING, mode=mode, block=_BLOCK)
         return itertools.islice(blocks, (first - 256) // _BLOCK, None)

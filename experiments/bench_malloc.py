@@ -1,4 +1,4 @@
-"""Suite `malloc` of `experiments.bench`: a training step with and without `fftlm_jax.malloc`, in processes by turns."""
+"""Suite `malloc` of `experiments.bench`: a training step with and without its setting, in processes by turns."""
 
 import json
 import os
@@ -43,15 +43,15 @@ def _child(keep: bool) -> Row:
 
 
 def _measure(keep: bool) -> Row:
-    from fftlm_jax import malloc
+    from fftlm_jax.runtime import process
 
-    if keep and not malloc.keep_freed_blocks(os.environ):
+    if keep and not process.keep_freed_blocks(os.environ):
         sys.exit("this system's malloc has no such setting, or MALLOC_ variables are set")
     import jax
 
     from configs import shakespeare_cpu
     from experiments.bench_step import training_step
-    from fftlm_jax.config import read_config
+    from fftlm_jax.config.reading import read_config
 
     step = training_step(read_config(shakespeare_cpu.get_config(), with_data=False))
     for _ in range(_WARM_UP):

@@ -10,10 +10,11 @@ import optax
 from configs import small
 from experiments.bench_step import training_step
 from experiments.interleaved import Row, compare
-from fftlm_jax.config import Config, read_config
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import Config
 from fftlm_jax.model import init_params
 from fftlm_jax.optim import scale_by_muon
-from fftlm_jax.training import setup
+from fftlm_jax.training.optimizer import build_optimizer_of
 
 
 def bench_optimizer(rounds: int) -> list[Row]:
@@ -59,7 +60,7 @@ def _all_matrices(leaves: dict[str, jax.Array]) -> dict[str, optax.contrib.MuonD
 
 def optimizer_update(config: Config, params: Any, gradients: Any) -> Callable[[], Any]:
     """A function that applies the optimizer of a config to fixed gradients, one step further at every call."""
-    return _update_of(setup.build_optimizer_of(config), params, gradients)
+    return _update_of(build_optimizer_of(config), params, gradients)
 
 
 def _update_of(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Callable[[], Any]:

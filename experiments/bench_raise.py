@@ -16,13 +16,18 @@ import optax
 from configs import small
 from experiments.bench_step import training_step, windows_of
 from experiments.interleaved import Row, compare
-from fftlm_jax.config import Config, read_config
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer, Controller
+from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.model import build, init_params, score
+from fftlm_jax.model.language_model import evaluation_low_pass, low_pass_at
+from fftlm_jax.model.loss import objective_loss
+from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.spectral import mask_spectrum
-from fftlm_jax.training import run, setup
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.step import events, objective_loss
+from fftlm_jax.training import run
+from fftlm_jax.training.optimizer import build_optimizer_of
+from fftlm_jax.training.step import events
 
 _STEPS, _RAISE_AT, _AROUND = 120, 60, 10
 _ELSEWHERE = (30, 90, 110)  # Middles of as many steps without a raise.
@@ -86,9 +91,9 @@ def _step_times(is_ahead: bool) -> list[float]:
 
 def _traced_step(config: Config) -> Callable[[], jax.Array]:
     """The same step with the mask of coefficients as an argument, so that a raise compiles nothing."""
-    tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
-    everything = setup.evaluation_low_pass(config, 1)
-    start = setup.low_pass_at(config, setup.build_controller(config).cutoff)
+    tx, (graph, _) = build_optimizer_of(config), build(config.model)
+    everything = evaluation_low_pass(config, 1)
+    start = low_pass_at(config, build_controller(config).cutoff)
 
     def loss(params: Any, mask_K: jax.Array, windows_BW: jax.Array) -> jax.Array:
         mixer = {**params["blocks"]["mixer"], "spectrum": params["blocks"]["mixer"]["spectrum"] * mask_K}

@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 
 from experiments.interleaved import Row
+from fftlm_jax.curriculum.controller import build_controller
+from fftlm_jax.model.language_model import low_pass_at
+from fftlm_jax.training.optimizer import build_optimizer_of
 
 _DEVICES = 8
 _MESHES = ((1, 1), (8, 1), (2, 4))
@@ -35,19 +38,19 @@ def bench_scale(rounds: int) -> list[Row]:
 
 def _row(optimizer: str, data: int, fsdp: int) -> Row:
     from configs import small
-    from fftlm_jax.config import read_config
+    from fftlm_jax.config.reading import read_config
     from fftlm_jax.model import build
-    from fftlm_jax.training import setup
+    from fftlm_jax.training import run_parts
     from fftlm_jax.training.compiler import StepVariant
 
     values = small.get_config()
     values.mesh.update(data=data, fsdp=fsdp, fsdp_min_size=1 << 12)
     values.optim.name = optimizer
     config = read_config(values, with_data=False)
-    mesh = setup.build_mesh(config)
-    tx = setup.build_optimizer_of(config, mesh)
-    variant = StepVariant(setup.low_pass_at(config, setup.build_controller(config).cutoff), config.train.accum_steps)
-    with setup.build_compiler(config, build(config.model)[0], tx, mesh) as compiler:
+    mesh = run_parts.build_mesh(config)
+    tx = build_optimizer_of(config, mesh)
+    variant = StepVariant(low_pass_at(config, build_controller(config).cutoff), config.train.accum_steps)
+    with run_parts.build_compiler(config, build(config.model)[0], tx, mesh) as compiler:
         run = compiler.get(variant).run
     memory, found = run.memory_analysis(), collections.Counter(re.findall(_COLLECTIVES, run.as_text()))
     return {

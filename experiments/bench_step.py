@@ -12,12 +12,16 @@ from ml_collections import ConfigDict
 from configs import aligned, shakespeare_cpu
 from experiments.interleaved import Row, compare, interleaved
 from experiments.peers import torch_peers
-from fftlm_jax.config import Config, read_config
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer
+from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.model import build, init_params
-from fftlm_jax.training import setup
+from fftlm_jax.model.language_model import low_pass_at
+from fftlm_jax.model.parameters import flops_per_byte
+from fftlm_jax.training import run_parts
+from fftlm_jax.training.optimizer import build_optimizer_of
 from fftlm_jax.training.step import events, make_train_step
-from fftlm_jax.training.utilisation import flops_per_byte
 
 
 def bench_step(rounds: int) -> list[Row]:
@@ -88,11 +92,11 @@ def windows_of(config: Config) -> np.ndarray:
 
 def training_step(config: Config) -> Callable[[], jax.Array]:
     """A function that trains one step further at every call, on random bytes, and returns the loss."""
-    tx, (graph, _) = setup.build_optimizer_of(config), build(config.model)
-    controller = setup.build_controller(config)
-    step = make_train_step(config, graph, tx, setup.low_pass_at(config, controller.cutoff))
+    tx, (graph, _) = build_optimizer_of(config), build(config.model)
+    controller = build_controller(config)
+    step = make_train_step(config, graph, tx, low_pass_at(config, controller.cutoff))
     windows = windows_of(config)
-    state = setup.first_state(config, controller, tx)
+    state = run_parts.first_state(config, controller, tx)
 
     def one_step() -> jax.Array:
         nonlocal state

@@ -22,8 +22,9 @@ from experiments import bench  # First: it sets XLA flags before JAX starts.
 from experiments.chunk_lm_figure import draw
 from experiments.sweep import Outcome, add_options, conduct, report, write_results
 from experiments.trials import Trial
-from fftlm_jax.config import Config, read_config
-from fftlm_jax.training.run_directory import environment
+from fftlm_jax.checkpoints.run_directory import environment
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import Config
 
 CONFIG = "configs/small.py"
 BASE = "base"

@@ -7,7 +7,7 @@ import matplotlib
 
 from experiments.arm_figure import arms_by_mean, draw_arms
 from experiments.sweep import Outcome, values_by_arm
-from fftlm_jax.training.figures import replace_figure
+from fftlm_jax.recording.curves import replace_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -24,9 +24,10 @@ from experiments import bench  # First of all that starts JAX: it sets XLA flags
 from experiments.curriculum_ablation_figure import draw
 from experiments.sweep import Outcome, add_options, conduct, report, write_results
 from experiments.trials import Trial
-from fftlm_jax.config import Config, read_config
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.run_directory import environment
+from fftlm_jax.checkpoints.run_directory import environment
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import Config
+from fftlm_jax.recording.metrics import read_metrics
 
 CONFIG = "configs/curriculum_trial.py"
 BASE = "none"

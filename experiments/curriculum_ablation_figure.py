@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.arm_figure import arms_by_mean, draw_arms
 from experiments.sweep import Outcome, values_by_arm
-from fftlm_jax.training.figures import replace_figure
-from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.recording.curves import replace_figure
+from fftlm_jax.recording.metrics import read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,4 +1,4 @@
-"""How often the rules of `fftlm_jax.training.diagnostics` warn about runs that are healthy.
+"""How often the rules of `fftlm_jax.doctor` warn about runs that are healthy.
 
     python -m experiments.doctor_false_alarms --runs=300
     python -m experiments.doctor_false_alarms --runs=0 runs/a runs/b
@@ -20,16 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fftlm_jax.command_line import run_command
-from fftlm_jax.config import read_config
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.config.reading import read_config
 from fftlm_jax.curriculum import Rule
-from fftlm_jax.errors import UsageError
+from fftlm_jax.doctor import WARNINGS, diagnose
+from fftlm_jax.doctor.evidence import STDLIB_NOISE, WARNING, Facts, facts_of, measured_noise
 from fftlm_jax.optim import sawtooth_lr, stages_in_steps
-from fftlm_jax.training.diagnostics import WARNING, WARNINGS, Facts, diagnose, facts_of
-from fftlm_jax.training.diagnostics.noise import STDLIB_NOISE, measured_noise
-from fftlm_jax.training.metrics import Record, read_metrics
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.samples import read_samples
+from fftlm_jax.recording.metrics import Record, read_metrics, read_samples
+from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.process import run_command
 
 _LADDER = (32, 64, 96, 129)
 

@@ -15,16 +15,18 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments.lanczos import Eigenpair, top_eigenpair
-from fftlm_jax.config import Config
+from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer
 from fftlm_jax.data import TrainingWindows
 from fftlm_jax.model import build, score
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.optim import label_params
-from fftlm_jax.optim.state_search import states_of
+from fftlm_jax.model.loss import objective_loss
+from fftlm_jax.model.parameters import label_params
+from fftlm_jax.optim.leaves import states_of
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training import setup
-from fftlm_jax.training.step import TrainState, events, make_train_step, objective_loss
+from fftlm_jax.training.optimizer import build_optimizer_of
+from fftlm_jax.training.step import events, make_train_step
 
 Loss = Callable[[Params, jax.Array], jax.Array]
 
@@ -57,7 +59,7 @@ class Landscape:
         self.gradient = jax.jit(lambda params, windows_BW: ravel_pytree(jax.grad(loss)(params, windows_BW))[0])
         self.product = jax.jit(product)
         graph, _ = build(config.model)
-        self.step = make_train_step(config, graph, setup.build_optimizer_of(config), low_pass)
+        self.step = make_train_step(config, graph, build_optimizer_of(config), low_pass)
 
 
 def top_curvature(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from experiments.lr_recommendations import recommendations
 from experiments.lr_tables import comparison, rate_table
-from fftlm_jax.raft import CycleLR, to_yaml
+from fftlm_jax.raft.cycle_lr import CycleLR
+from fftlm_jax.raft.lr_yaml import to_yaml
 
 _SCHEDULES = ("constant", "exponential", "step", "wsd", "manual")
 _SUFFIXES = (".png", ".yaml", ".json")
@@ -31,7 +32,7 @@ def visualize(schedules: Mapping[str, CycleLR], cycles: int, file: Path) -> None
     """A curve per schedule, as a PNG."""
     import matplotlib
 
-    from fftlm_jax.training.figures import replace_figure
+    from fftlm_jax.recording.curves import replace_figure
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
-from fftlm_jax.raft import CycleLR, lr_area
+from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 
 # The card's decay factors and what it says of each; 1 is the constant baseline.
 DECAY_NOTES = {

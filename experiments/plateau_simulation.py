@@ -24,9 +24,9 @@ import matplotlib
 import numpy as np
 
 from experiments.recorded_losses import Recording, record, residual_words, simulate
-from fftlm_jax.command_line import run_command
 from fftlm_jax.curriculum import improvement_bound, relative_improvement
-from fftlm_jax.training.figures import replace_figure
+from fftlm_jax.recording.curves import replace_figure
+from fftlm_jax.runtime.process import run_command
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

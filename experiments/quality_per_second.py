@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.run_directory import environment
+from fftlm_jax.checkpoints.run_directory import environment
+from fftlm_jax.recording.metrics import read_metrics
 
 TARGET = 1.886  # Nats: where nanoGPT's recipe ends, as measured before.
 _ROOT = Path(__file__).resolve().parent.parent

@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.landscape import batch_loss
-from fftlm_jax.command_line import run_command
-from fftlm_jax.config import Config
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.checkpoints.saved_run import SavedRun
+from fftlm_jax.config.schema import Config
 from fftlm_jax.data import TrainingWindows
+from fftlm_jax.data.corpus import load_run_corpus
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.optim import MUON_GROUPS, group_of, path_string
-from fftlm_jax.training import saved_run
-from fftlm_jax.training.saved_run import SavedRun
-from fftlm_jax.training.setup import load_run_corpus
+from fftlm_jax.model.parameters import MUON_GROUPS, group_of
+from fftlm_jax.optim.leaves import path_string
+from fftlm_jax.runtime.process import run_command
 
 
 def matrices(params: Params) -> dict[str, jax.Array]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from experiments.raft_lr_figure import draw
 from experiments.sweep import Outcome, add_options, conduct, exit_code, outcome_of, report, run_all, write_results
 from experiments.trials import Trial
-from fftlm_jax.raft import CycleLR, lr_area
+from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 from fftlm_jax.raft.journal import Journal
 
 _NO_ONE_STEPS_IN = "raft.on_regress=continue"

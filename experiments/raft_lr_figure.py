@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.sweep import Outcome
 from fftlm_jax.raft.journal import Journal
-from fftlm_jax.training.figures import replace_figure
+from fftlm_jax.recording.curves import replace_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from fftlm_jax.raft.cycle_recorder import has_finished
+from fftlm_jax.raft.cycle_result import best_of
 from fftlm_jax.raft.journal import Journal
-from fftlm_jax.raft.recorder import has_finished
-from fftlm_jax.raft.rules.history import best_of
-from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.recording.metrics import read_metrics
 
 
 class Reached(NamedTuple):

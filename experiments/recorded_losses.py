@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
-from fftlm_jax.errors import UsageError
-from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.errors import UsageError
 
 _LAGS = (1, 2, 5, 10, 25)
 _FEWEST_LOSSES = 300

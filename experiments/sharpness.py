@@ -37,9 +37,9 @@ from experiments.sharpness_bench import (
 from experiments.sharpness_figure import draw
 from experiments.sweep import Outcome, add_options, exit_code, listing, outcomes_of, write_results
 from experiments.trials import Trial
-from fftlm_jax.command_line import run_command
-from fftlm_jax.training.metrics import finite_record
-from fftlm_jax.training.run_directory import write_json
+from fftlm_jax.checkpoints.run_directory import write_json
+from fftlm_jax.recording.metrics import finite_record
+from fftlm_jax.runtime.process import run_command
 
 
 def trials(seeds: int) -> list[Trial]:

@@ -5,14 +5,18 @@ from typing import NamedTuple
 
 from experiments import landscape as around
 from experiments.landscape import Landscape
-from fftlm_jax.config import Config, read_config
-from fftlm_jax.cutoff import cutoff_in_bins
+from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.config.cutoff import cutoff_in_bins
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import Config
 from fftlm_jax.data import TrainingWindows
-from fftlm_jax.errors import CheckpointError, UsageError
-from fftlm_jax.training import setup
-from fftlm_jax.training.checkpoint import Checkpoints
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.step import TrainState
+from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.model.language_model import low_pass_at
+from fftlm_jax.runtime.errors import CheckpointError, UsageError
+from fftlm_jax.training import run_parts
+from fftlm_jax.training.optimizer import build_optimizer_of
 
 CONFIG = "configs/tiny.py"
 CUTOFFS: dict[str, float | str] = {"1/4": 0.25, "1/2": 0.5, "full": "full"}
@@ -79,7 +83,7 @@ class Bench:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.corpus = setup.load_run_corpus(config)
+        self.corpus = load_run_corpus(config)
         fixed = self._windows(_FIXED_SEED)
         self.fixed = [fixed.batch(i, 1, _FIXED_WINDOWS)[0] for i in range(_FIXED_BATCHES)]
         self.judge = fixed.batch(1, 1, _FIXED_BATCHES * _FIXED_WINDOWS)[0]  # None of the windows above.
@@ -94,7 +98,7 @@ class Bench:
         """All measures of a state at a cutoff; those that train on only where nothing was cut off."""
         if viewed not in self._landscapes:
             cutoff = cutoff_in_bins(CUTOFFS[viewed], self.config.model.seq_len)
-            self._landscapes[viewed] = Landscape(self.config, setup.low_pass_at(self.config, cutoff))
+            self._landscapes[viewed] = Landscape(self.config, low_pass_at(self.config, cutoff))
         at = self._landscapes[viewed]
         values, changes = self._curvature(at, state), []
         if list(CUTOFFS).index(viewed) >= list(CUTOFFS).index(trained):
@@ -142,7 +146,7 @@ def load_state(workdir: Path) -> tuple[Config, TrainState]:
     is_constant = config.lr.schedule == "sawtooth" and all(peak == floor == 1 for _, peak, floor in config.lr.stages)
     if config.optim.name != "adamw" or not is_constant:
         raise UsageError(f"{workdir}: needs optim.name 'adamw' and lr.stages (('rest', 1.0, 1.0),); see {CONFIG}.")
-    wanted = setup.abstract_state(config, setup.build_optimizer_of(config))
+    wanted = run_parts.abstract_state(config, build_optimizer_of(config))
     restored = Checkpoints(directory.checkpoints).restore(wanted)
     if restored is None:
         raise CheckpointError(f"{workdir} holds no checkpoint; train it again.")

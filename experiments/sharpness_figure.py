@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 
 from experiments.sharpness_bench import COMPARISONS, COSINE_STEPS, CUTOFFS, MEASURES, TRIAL_STEPS, View
-from fftlm_jax.training.figures import replace_figure
+from fftlm_jax.recording.curves import replace_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

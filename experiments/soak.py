@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from fftlm_jax.training.manifest import MANIFEST, manifest_fault, step_numbers
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.saved_step import read_arrays, read_host
-from fftlm_jax.training.verify import state_hash
+from fftlm_jax.checkpoints.saved_step import MANIFEST, manifest_fault, read_arrays, read_host, step_numbers
+from fftlm_jax.checkpoints.verification import state_hash
+from fftlm_jax.recording.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVAL = 8  # Steps between saves; an epoch is as long.

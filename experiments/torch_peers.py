@@ -14,10 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fftlm_jax.config import Config, ModelConfig
-from fftlm_jax.model.language_model import Params
+from fftlm_jax.config.schema import Config, ModelConfig
+from fftlm_jax.model.language_model import Params, evaluation_low_pass
 from fftlm_jax.spectral import causal_convolve, fast_fft_length, kernel_taps
-from fftlm_jax.training import setup
 
 Convolution = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -126,7 +125,7 @@ class LanguageModel(nn.Module):
 
 def peer_of(config: Config, params: Params, convolve: Convolution) -> LanguageModel:
     """The PyTorch model that computes what `params` compute at full band."""
-    peer, low_pass = LanguageModel(config, convolve), setup.evaluation_low_pass(config, 1)
+    peer, low_pass = LanguageModel(config, convolve), evaluation_low_pass(config, 1)
     blocks = params["blocks"]
     with torch.no_grad():
         for i, block in enumerate(peer.blocks):

@@ -23,7 +23,7 @@ from experiments.around_raises import after_raise
 from experiments.sweep import Outcome, add_options, conduct, report, write_results
 from experiments.trials import Trial
 from experiments.unlock_lr_figure import draw
-from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.recording.metrics import read_metrics
 
 CONFIG = "configs/curriculum_trial.py"
 _ALIGNED = "lr.stages=((2,1.0,0.1),(3,1.0,0.1),('rest',1.0,0.05))"

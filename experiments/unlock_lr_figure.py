@@ -12,8 +12,8 @@ import numpy as np
 
 from experiments.around_raises import first_raise, losses
 from experiments.sweep import Outcome
-from fftlm_jax.training.figures import replace_figure
-from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.recording.curves import replace_figure
+from fftlm_jax.recording.metrics import read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

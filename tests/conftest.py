@@ -17,7 +17,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fftlm_jax import compile_cache  # noqa: E402
+from fftlm_jax.runtime import compile_cache  # noqa: E402
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling takes most of the suite's time, and a third of the usual with these; children inherit them.
@@ -116,10 +116,10 @@ def quick_pictures():
     Where nobody looks at it, an empty file takes its place; tests that do look are marked `pictures`. Yields what
     really draws.
     """
-    from fftlm_jax.raft import figure
-    from fftlm_jax.training import curves
+    from fftlm_jax.raft import cycles_figure
+    from fftlm_jax.recording import curves
 
-    drawing = {(curves, "draw_curves"): curves.draw_curves, (figure, "draw_cycles"): figure.draw_cycles}
+    drawing = {(curves, "draw_curves"): curves.draw_curves, (cycles_figure, "draw_cycles"): cycles_figure.draw_cycles}
     with pytest.MonkeyPatch.context() as patch:
         for module, name in drawing:
             patch.setattr(module, name, lambda records, file, title: file.touch())

@@ -8,15 +8,16 @@ import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from fftlm_jax.config import Config
-from fftlm_jax.training import held_out, setup
+from fftlm_jax.config.schema import Config
+from fftlm_jax.evaluation import held_out_bpb
+from fftlm_jax.training import run_parts
 
 _programs: dict[Hashable, Any] = {}
 
 
 def share(monkeypatch: Any) -> None:
     """Has runs of this process take steps and scorers from here; programs of several devices are made anew."""
-    make_step, make_evaluate = setup.make_train_step, held_out.make_evaluate
+    make_step, make_evaluate = run_parts.make_train_step, held_out_bpb.make_evaluate
 
     def shared_step(config: Config, graph: Any, tx: Any, low_pass: Any, shardings: Any = None) -> Any:
         if shardings is not None:
@@ -30,8 +31,8 @@ def share(monkeypatch: Any) -> None:
             return make_evaluate(config, graph, low_pass, mesh)
         return _once(("scorer", *_of_model(config), low_pass), lambda: make_evaluate(config, graph, low_pass))
 
-    monkeypatch.setattr(setup, "make_train_step", shared_step)
-    monkeypatch.setattr(held_out, "make_evaluate", shared_evaluate)
+    monkeypatch.setattr(run_parts, "make_train_step", shared_step)
+    monkeypatch.setattr(held_out_bpb, "make_evaluate", shared_evaluate)
 
 
 def forget() -> None:

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from configs import aligned
-from fftlm_jax.config import ConfigError, differences, read_config, to_dict
+from fftlm_jax.config.reading import differences, read_config, to_dict
+from fftlm_jax.runtime.errors import ConfigError
 from tests.tiny import ROOT, tiny_values
 
 CONFIGS = sorted(p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / "configs").rglob("*.py"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fftlm_jax.cutoff import coefficients_passed, cutoff_in_bins, freq_bins, nyquist_fraction
+from fftlm_jax.config.cutoff import coefficients_passed, cutoff_in_bins, freq_bins, nyquist_fraction
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ import pytest
 from jax import export as jax_export
 from safetensors.numpy import load_file, save_file
 
-from fftlm_jax import export, stablehlo
-from fftlm_jax.errors import CheckpointError
-from fftlm_jax.export_readme import readme
-from fftlm_jax.exported import (
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.export import export_run, exported_model
+from fftlm_jax.export.exported_model import (
     ExportedConfig,
     export_files,
     load_exported,
@@ -29,9 +28,10 @@ from fftlm_jax.exported import (
     tensors_of,
     write_folder,
 )
+from fftlm_jax.export.model_readme import readme
 from fftlm_jax.model import build
+from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.spectral import LowPass, no_filter
-from fftlm_jax.training import saved_run
 from tests.generation.made_up_run import make_run
 from tests.tiny import ROOT, tiny
 
@@ -48,7 +48,7 @@ def workdir(tmp_path_factory):
 def exported(workdir):
     """A whole export of it."""
     out = workdir.parent / "model"
-    assert export.main([f"--workdir={workdir}", f"--out={out}", "--step=last", "--stablehlo"]) == 0
+    assert export_run.main([f"--workdir={workdir}", f"--out={out}", "--step=last", "--stablehlo"]) == 0
     return out
 
 
@@ -64,7 +64,7 @@ def python_blocks(folder):
 def test_weights_come_back_bit_for_bit(workdir, tmp_path, averaged):
     saved = saved_run.load(workdir, "last", averaged=averaged)
     arguments = [f"--workdir={workdir}", f"--out={tmp_path / 'new' / 'model'}", "--step=last"]
-    assert export.main(arguments + ["--ema"] * averaged) == 0
+    assert export_run.main(arguments + ["--ema"] * averaged) == 0
     assert {p.name for p in (tmp_path / "new" / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     config, params = load_exported(tmp_path / "new" / "model")
     assert bitwise_equal(params, saved.params)
@@ -94,7 +94,7 @@ def test_the_program_computes_the_same_bits(variant, tmp_path, monkeypatch, caps
     model = tiny(model__n_layers=1, **VARIANTS[variant]).model
     config = ExportedConfig(5, "raw", model, LowPass(8, 17, "signal") if variant == "signal" else no_filter(32))
     params = some_params(model)
-    program = stablehlo.forward_program(config)
+    program = exported_model.forward_program(config)
     write_folder(tmp_path, export_files(config, params, readme(config, 1, with_program=True), program))
     loaded_config, loaded = load_exported(tmp_path)
     assert loaded_config == config and bitwise_equal(loaded, params)
@@ -149,12 +149,12 @@ def test_nothing_says_where_it_was_made(workdir, exported):
 def test_a_program_lowered_as_usual_would_say_it(workdir, exported, monkeypatch):
     """So that the test above can fail."""
     config, _ = load_exported(exported)
-    monkeypatch.setattr(stablehlo, "_no_source_locations", contextlib.nullcontext)
-    leaky = stablehlo.forward_program(config)
+    monkeypatch.setattr(exported_model, "_no_source_locations", contextlib.nullcontext)
+    leaky = exported_model.forward_program(config)
     assert str(ROOT).encode() in leaky and b".py" in leaky
     monkeypatch.undo()
     before = jax.config.jax_traceback_in_locations_limit
-    assert stablehlo.forward_program(config) == (exported / "forward.stablehlo").read_bytes()
+    assert exported_model.forward_program(config) == (exported / "forward.stablehlo").read_bytes()
     assert jax.config.jax_traceback_in_locations_limit == before
 
 
@@ -164,14 +164,14 @@ def test_an_export_replaces_an_export_and_nothing_else(workdir, tmp_path, capsys
     config = ExportedConfig(5, "raw", tiny().model, no_filter(32))
     write_folder(out, export_files(config, some_params(config.model), "read", b"a program"))
     (out / "notes.txt").write_text("mine")
-    assert export.main([f"--workdir={workdir}", f"--out={out}"]) == 0
+    assert export_run.main([f"--workdir={workdir}", f"--out={out}"]) == 0
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json", "README.md", "notes.txt"}
     assert bitwise_equal(load_exported(out)[1], saved_run.load(workdir, "best").params)
     (out / "config.json").write_text("{}")
     before = {p: p.read_bytes() for p in out.iterdir()}
     capsys.readouterr()
     for place, message in ((out, "holds files but no export"), (out / "notes.txt", "is a file; name a folder")):
-        assert export.main([f"--workdir={workdir}", f"--out={place}"]) == 1
+        assert export_run.main([f"--workdir={workdir}", f"--out={place}"]) == 1
         assert capsys.readouterr().err == f"UsageError: --out: {place} {message}" + (
             "; name another folder or empty it.\n" if place == out else ".\n"
         )
@@ -181,7 +181,7 @@ def test_an_export_replaces_an_export_and_nothing_else(workdir, tmp_path, capsys
 @pytest.mark.parametrize("package,arguments", (("safetensors.numpy", []), ("flatbuffers", ["--stablehlo"])))
 def test_a_missing_package_is_named_and_nothing_is_written(workdir, tmp_path, monkeypatch, capsys, package, arguments):
     monkeypatch.setitem(sys.modules, package, None)
-    assert export.main([f"--workdir={workdir}", f"--out={tmp_path / 'model'}", *arguments]) == 1
+    assert export_run.main([f"--workdir={workdir}", f"--out={tmp_path / 'model'}", *arguments]) == 1
     name = package.partition(".")[0]
     assert capsys.readouterr().err == (
         f'UsageError: the package {name} is not installed; pip install -e ".[export]" brings it.\n'

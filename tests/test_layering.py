@@ -9,21 +9,14 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fftlm_jax"
 
-# A part may import parts of a lower level, and itself.
+# A part may import parts of a lower level, and itself. The commands `generate` and `export` open saved runs, so their
+# parts stand above checkpoints; `evaluate` is the door of a command.
 LEVELS = {
-    "untrusted": -1,
-    "errors": 0, "cutoff": 0, "xla_flags": 0, "malloc": 0, "config_checks": 0, "array_names": 0,
-    "command_line": 1, "faults": 1, "compile_cache": 1,
-    "config": 1, "config_sections": 1, "config_rules": 1, "config_rules_raft": 1, "config_rules_size": 1, "spectral": 1,
-    "parallel": 1, "model": 2, "optim": 2, "data": 2, "curriculum": 2,
-    "training": 3, "generation": 3, "raft": 4,
-    "evaluation": 4, "evaluate": 5, "exported": 3, "stablehlo": 4, "export_readme": 5, "export": 6,
+    "runtime": 0, "config": 1, "spectral": 2,
+    "optim": 3, "curriculum": 3, "data": 3, "parallel": 3, "model": 4,
+    "checkpoints": 5, "recording": 5, "generation": 6, "export": 6,
+    "evaluation": 7, "doctor": 7, "training": 8, "raft": 9, "evaluate": 10,
 }  # fmt: skip
-# Peers that may know each other: the rules are part of the config, a run writes samples, a sampler opens runs.
-PEERS = {("config", "config_rules"), ("config_rules", "config"), ("config", "config_sections"),
-         ("config_rules", "config_rules_raft"), ("config_rules", "config_rules_size"),
-         ("training", "generation"), ("generation", "training"),
-         ("model", "spectral")}  # fmt: skip
 FORBIDDEN = {"tensorflow", "torch", "pickle", "cloudpickle", "dill", "clu", "wandb"}
 # What benchmarks compare with; imported late, and only where torch is.
 TORCH_PEERS = {ROOT / "experiments" / name for name in ("torch_peers.py", "nanogpt_peer.py")}
@@ -60,7 +53,7 @@ def test_lower_never_imports_higher():
 
 def _may_import(file: pathlib.Path, there: str | None) -> bool:
     here = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return there in (None, here) or (here, there) in PEERS or LEVELS[there] < LEVELS[here]
+    return there in (None, here) or LEVELS[there] < LEVELS[here]
 
 
 def test_every_part_has_a_level():
@@ -75,7 +68,7 @@ def test_the_loop_is_imported_by_nobody_below_it():
 
 def test_nothing_forbidden_is_imported():
     files = [*FILES, *ROOT.glob("*.py"), *ROOT.glob("configs/*.py"), *ROOT.glob("experiments/*.py")]
-    assert len(files) > 200
+    assert len(files) > 150
     assert not [
         f"{file.relative_to(ROOT)} imports {root}"
         for file in files
@@ -92,12 +85,12 @@ def test_configdict_stays_at_the_edge():
 
 
 def test_importing_everything_loads_neither_tensorflow_nor_torch():
-    code = "import sys, fftlm_jax.training, fftlm_jax.generation.cli as c; print(*sys.modules, sep='\\n')"
+    code = "import sys, fftlm_jax.training, fftlm_jax.generation.terminal as c; print(*sys.modules, sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
     )
     modules = set(done.stdout.split())
-    assert "fftlm_jax.generation.cli" in modules and not modules & {"tensorflow", "torch", "clu"}
+    assert "fftlm_jax.generation.terminal" in modules and not modules & {"tensorflow", "torch", "clu"}
 
 
 def test_the_mathematics_is_usable_alone():

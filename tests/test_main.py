@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from fftlm_jax import xla_flags
-from fftlm_jax.generation.cli import main as generate_main
-from fftlm_jax.training.verify import main as verify_main
+from fftlm_jax.checkpoints.verification import main as verify_main
+from fftlm_jax.generation.terminal import main as generate_main
+from fftlm_jax.runtime import process
 from tests.tiny import ROOT, main_here, run_main
 
 pytestmark = pytest.mark.timeout(200)
@@ -97,8 +97,8 @@ def test_generation_refuses_by_name(fft_run, options, code, message, capsys):
 
 def test_xla_flags_are_set_only_where_the_user_set_none():
     environment: dict[str, str] = {}
-    xla_flags.set_cpu_defaults(environment)
-    assert environment == {"XLA_FLAGS": " ".join(xla_flags.CPU_FLAGS)}
+    process.set_cpu_defaults(environment)
+    assert environment == {"XLA_FLAGS": " ".join(process.CPU_FLAGS)}
     environment = {"XLA_FLAGS": "--xla_dump_to=/dev/null"}
-    xla_flags.set_cpu_defaults(environment)
+    process.set_cpu_defaults(environment)
     assert environment == {"XLA_FLAGS": "--xla_dump_to=/dev/null"}

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from fftlm_jax import malloc
+from fftlm_jax.runtime import process
 
 # Takes, fills and frees 128 MiB five times in a thread of its own, as XLA does (its arena would hold at most 64 MiB);
 # prints the page faults of the last four rounds.
 _ROUNDS = """
 import ctypes, resource, sys, threading
-from fftlm_jax import malloc
-if sys.argv[1] == "kept" and not malloc.keep_freed_blocks({}):
+from fftlm_jax.runtime.process import keep_freed_blocks
+if sys.argv[1] == "kept" and not keep_freed_blocks({}):
     print("unsupported"); sys.exit()
 libc, size = ctypes.CDLL(None), 128 << 20
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -44,4 +44,4 @@ def test_a_freed_block_is_used_again_without_page_faults():
 
 @pytest.mark.parametrize("name", ("MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"))
 def test_what_the_user_tunes_is_left_alone(name):
-    assert not malloc.keep_freed_blocks({name: "x"})
+    assert not process.keep_freed_blocks({name: "x"})

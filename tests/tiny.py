@@ -11,10 +11,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import aligned
-from fftlm_jax.config import Config, read_config
-from fftlm_jax.training.manifest import manifest_fault, step_numbers
-from fftlm_jax.training.saved_step import read_arrays, read_host
-from fftlm_jax.training.verify import state_hash
+from fftlm_jax.checkpoints.saved_step import manifest_fault, read_arrays, read_host, step_numbers
+from fftlm_jax.checkpoints.verification import state_hash
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -1,14 +1,20 @@
-"""The controller of the frequency curriculum: a small state machine on the host, saved with every checkpoint.
+"""The controller of the frequency curriculum, and when it could raise the cutoff at the earliest.
+
+The controller of the frequency curriculum: a small state machine on the host, saved with every checkpoint.
 
 Order within a training step, fixed: `check` before the step, `record` after it. The loop hands over every loss before
 it checks or saves, so no decision depends on timing.
+
+When a rule could raise at the earliest: its controller, fed with losses that never fall.
 """
 
 import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from fftlm_jax.curriculum.ladder import curriculum_cutoff, next_rung
+from fftlm_jax.config.cutoff import cutoff_in_bins, freq_bins
+from fftlm_jax.config.schema import Config, rule_in_force
+from fftlm_jax.curriculum.ladder import curriculum_cutoff, next_rung, resolve_ladder
 from fftlm_jax.curriculum.plateau import adaptive_cutoff, improvement_bound, relative_improvement
 
 
@@ -154,3 +160,49 @@ class Controller:
         self.losses = [float(loss) for loss in state["losses"]]
         self.raises = [Raise(*event) for event in state["raises"]]
         self.loss_before = state.get("loss_before")  # Older checkpoints have none.
+
+
+def earliest_raises(rule: Rule, cutoff: int, steps: int) -> list[Raise]:
+    """The raises of a run of `steps` steps from `cutoff` (bins) on, if every check finds a plateau.
+
+    A schedule's raises are exactly these, whatever the losses.
+    """
+    controller = Controller(dataclasses.replace(rule, threshold=math.inf), cutoff)
+    for step in range(steps):
+        if controller.upcoming_cutoff() is None:
+            break
+        controller.check(step)
+        controller.record(1.0)
+    return controller.raises
+
+
+def build_controller(config: Config) -> Controller:
+    """The controller at the config's initial cutoff."""
+    c, seq_len = config.curriculum, config.model.seq_len
+    bins = freq_bins(seq_len)
+    name = rule_in_force(c, config.objective)
+    rule = Rule(
+        name=name,
+        ladder=resolve_ladder(("full",) if name == "none" else c.ladder, seq_len),
+        freq_bins=bins,
+        check_every=config.train.steps_per_epoch if c.check_every == "epoch" else c.check_every,
+        steps_per_epoch=config.train.steps_per_epoch,
+        min_epoch=c.min_epoch,
+        window=c.window,
+        threshold=c.threshold,
+        schedule=c.schedule,
+        spike_steps=config.lr.spike_steps if config.lr.factor == "adaptive" else 0,
+        confidence=c.confidence if c.test == "confidence" else None,
+    )
+    return Controller(rule, initial_cutoff(config, rule))
+
+
+def initial_cutoff(config: Config, rule: Rule) -> int:
+    """Bins at step 0: everything without a curriculum, else `curriculum.initial`, by default the first rung."""
+    if rule.name == "none":
+        return rule.freq_bins
+    if config.curriculum.initial != "first":
+        return cutoff_in_bins(config.curriculum.initial, config.model.seq_len)
+    if rule.name == "schedule":
+        return cutoff_in_bins(rule.schedule[0][1], config.model.seq_len)
+    return rule.ladder[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fftlm_jax.cutoff import coefficients_passed, cutoff_in_bins
+from fftlm_jax.config.cutoff import coefficients_passed, cutoff_in_bins
 
 # (first epoch, cutoff): epochs 0-1 at 128, then 256, 512 from epoch 5, everything from epoch 10.
 DOCUMENT_TABLE: tuple[tuple[int, int | str], ...] = ((0, 128), (2, 256), (5, 512), (10, "full"))

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from fftlm_jax.data.byte_sequence import ByteSequence
-from fftlm_jax.data.file_bytes import bytes_of_files, joined
-from fftlm_jax.errors import DataError
+from fftlm_jax.config.schema import Config
+from fftlm_jax.data.byte_sequence import ByteSequence, bytes_of_files, joined
+from fftlm_jax.runtime.errors import DataError
 
 # Up to so many bytes a corpus is kept in memory, where nothing can happen to it and the smallest files cost nothing.
 MEMORY_LIMIT = 128 << 20
@@ -141,3 +141,9 @@ def _held_out_labels(labels: Sequence[str], fraction: float) -> set[str]:
 def _unit_hash(label: str) -> float:
     digest = hashlib.sha256(label.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def load_run_corpus(config: Config) -> Corpus:
+    """The corpus of a config, checked to hold at least one window on either side."""
+    data, model = config.data, config.model
+    return load_corpus(data.source, data.path, data.held_out, window=model.seq_len + model.chunk)

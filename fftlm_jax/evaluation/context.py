@@ -13,12 +13,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fftlm_jax.config import ModelConfig
+from fftlm_jax.checkpoints.saved_run import SavedRun
+from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.data import ByteSequence, windows_at
 from fftlm_jax.generation import receptive_field
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.training.saved_run import SavedRun
 
 
 def longest_context(config: ModelConfig) -> int:

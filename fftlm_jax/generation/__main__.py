@@ -1,5 +1,8 @@
+"""Command line: `python -m fftlm_jax.generation`."""
+
 import sys
 
-from fftlm_jax.generation.cli import main
+from fftlm_jax.generation.terminal import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -22,11 +22,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fftlm_jax.config import ModelConfig
-from fftlm_jax.model.heads import VOCABULARY
+from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.model.language_model import LanguageModel, Params
-from fftlm_jax.model.layers import column_product
-from fftlm_jax.model.memory import MemoryPast, MemoryWindow, past_of
+from fftlm_jax.model.layers import VOCABULARY, column_product
+from fftlm_jax.model.spectral_memory import MemoryPast, MemoryWindow, past_of
 from fftlm_jax.spectral import LowPass
 
 

@@ -10,8 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fftlm_jax.optim.matrix_layout import LayoutSetting, from_matrices, require_params, resolve_layouts, to_matrices
-from fftlm_jax.optim.per_leaf import leaf_paths
+from fftlm_jax.optim.leaves import (
+    LayoutSetting,
+    from_matrices,
+    leaf_paths,
+    require_params,
+    resolve_layouts,
+    to_matrices,
+)
 from fftlm_jax.optim.radial import inner_product, safe_divide, safe_norm, unit_vectors, wide
 
 

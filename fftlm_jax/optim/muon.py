@@ -11,16 +11,16 @@ from typing import Any
 import jax
 import optax
 
-from fftlm_jax.optim.adaptive_alpha import AdaptiveAlpha
-from fftlm_jax.optim.matrix_layout import LayoutSetting
-from fftlm_jax.optim.matrix_shape import scale_by_matrix_shape
-from fftlm_jax.optim.momentum import scale_by_nesterov_ema
-from fftlm_jax.optim.neuron_variance import scale_by_neuron_variance
+from fftlm_jax.optim.leaves import LayoutSetting, PerPath, path_string
+from fftlm_jax.optim.muon_links import (
+    add_cautious_decayed_weights,
+    scale_by_matrix_shape,
+    scale_by_nesterov_ema,
+    scale_by_neuron_variance,
+)
 from fftlm_jax.optim.orthogonalize import orthogonalize
-from fftlm_jax.optim.per_leaf import PerPath
 from fftlm_jax.optim.polar import PolarMethod
-from fftlm_jax.optim.routing import path_string
-from fftlm_jax.optim.weight_decay import add_cautious_decayed_weights
+from fftlm_jax.optim.radial import AdaptiveAlpha
 from fftlm_jax.optim.with_spectral import with_spectral
 
 AlphaSetting = optax.ScalarOrSchedule | Mapping[str, Any] | PerPath

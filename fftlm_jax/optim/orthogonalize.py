@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fftlm_jax.optim.matrix_layout import LayoutSetting, join_tree, split_tree
+from fftlm_jax.optim.leaves import LayoutSetting, join_tree, split_tree
 from fftlm_jax.optim.polar import PolarMethod, polar
 
 # Enough to fill a device, few enough that the temporaries of a large model do not.

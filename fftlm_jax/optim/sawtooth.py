@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fftlm_jax.optim.state_search import states_of
+from fftlm_jax.optim.leaves import states_of
 
 
 class Stage(NamedTuple):

@@ -1,4 +1,6 @@
-"""A matrix optimizer with a radial component of strength alpha, on one path from Muon to its decomposed form.
+"""Adds a radial component to a matrix optimizer, and reads its statistics out of a state.
+
+A matrix optimizer with a radial component of strength alpha, on one path from Muon to its decomposed form.
 
 Muon's polar factor forgets how long a gradient is, and with it how much of it would merely scale the weight. Give that
 part back, and only that part, and there are two ways to write it:
@@ -17,8 +19,11 @@ Weight decay: alpha G_par = alpha rho W is a weight decay whose strength and sig
 needs an arm with that decay and no alpha.
 Tangency: G_perp is perpendicular to W, Polar(G_perp) is not (cosine 0.05 measured for a random gradient and a weight
 with a decaying spectrum). "tangent" projects once more, after the polar factor.
+
+Reads the radial statistics out of an optimizer state, wherever in it they are.
 """
 
+import collections
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,14 +32,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fftlm_jax.optim.adaptive_alpha import AdaptiveAlpha, adapt_alpha, init_adaptive_alpha
-from fftlm_jax.optim.matrix_layout import LayoutSetting, join_tree, require_params, split_tree
-from fftlm_jax.optim.per_leaf import PerPath, per_leaf
+from fftlm_jax.optim.leaves import (
+    LayoutSetting,
+    PerPath,
+    join_tree,
+    path_string,
+    per_leaf,
+    require_params,
+    split_tree,
+    states_of,
+)
 from fftlm_jax.optim.radial import (
     NORMALIZATIONS,
+    AdaptiveAlpha,
     Granularity,
     RadialParts,
+    RadialStats,
+    adapt_alpha,
     frobenius_component,
+    init_adaptive_alpha,
     orthogonal_radial_decomposition,
     second_moment_component,
 )
@@ -202,3 +218,25 @@ def _check_choices(mode: str, normalize: str, granularity: Granularity) -> None:
         raise ValueError(f"unknown normalize {normalize!r}, expected one of {', '.join(NORMALIZATIONS)}")
     if normalize == "second_moment" and granularity != "matrix":
         raise ValueError(f"a second moment is kept per matrix, not per {granularity}")
+
+
+def radial_statistics(state: optax.OptState) -> dict[str, RadialStats]:
+    """Diagnostics of the last update by path of the parameter, out of any optimizer state.
+
+    Arrays with several matrices of different widths have an index behind their path. Empty where nothing is kept.
+
+    Raises:
+        ValueError: if two `with_spectral` describe the same parameter.
+    """
+    is_stats = lambda node: isinstance(node, RadialStats)  # noqa: E731
+    found: dict[str, RadialStats] = {}
+    for node in states_of(state, SpectralState):
+        entries = jax.tree_util.tree_leaves_with_path(node.stats, is_leaf=is_stats)
+        counts = collections.Counter(path[:-1] for path, _ in entries)
+        for path, stats in entries:
+            name = path_string(path if counts[path[:-1]] > 1 else path[:-1])
+            if name in found:
+                raise ValueError(f"the optimizer state holds radial statistics of {name} twice")
+            found[name] = stats
+        found |= {name: s for name, s in radial_statistics(node.inner).items() if name not in found}
+    return found

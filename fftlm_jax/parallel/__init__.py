@@ -3,22 +3,20 @@
 One device is no mesh (None), and everything is then as if this package were not there.
 """
 
-from fftlm_jax.parallel.inside import on_own_rows, regathering, whole, within
-from fftlm_jax.parallel.mesh import BATCH_AXES, make_mesh
-from fftlm_jax.parallel.processes import (
-    StopTogether,
-    is_first_process,
-    join_processes,
-    together,
-    wait_for_all,
-)
+from fftlm_jax.parallel.processes import StopTogether, is_first_process, join_processes, together, wait_for_all
 from fftlm_jax.parallel.sharding import (
+    BATCH_AXES,
     constrain,
     distribute,
+    make_mesh,
+    on_own_rows,
     on_stack,
     one_copy,
+    regathering,
     replicated,
     round_up_rows,
     rows,
     state_shardings,
+    whole,
+    within,
 )

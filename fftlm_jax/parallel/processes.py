@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fftlm_jax.errors import UsageError
 from fftlm_jax.parallel.sharding import replicated, rows
+from fftlm_jax.runtime.errors import UsageError
 
 _BARRIERS = itertools.count()  # A barrier's name may be used once; all processes come to all of them in one order.
 _PATIENCE_MS = 3_600_000  # Of waiting for a slow process; one that died is known after `heartbeat` seconds.

@@ -1,13 +1,28 @@
-"""What lies where: shardings of batches, of parameters, and of all that the optimizer keeps beside parameters."""
+"""The mesh of devices, what is sharded over it, and what a traced program says of it.
 
+What lies where: shardings of batches, of parameters, and of all that the optimizer keeps beside parameters.
+
+The devices of a run as a mesh of two axes: `data`, along the batch, and `fsdp`, which also cuts large parameters.
+
+The batch is cut along both. A mesh of one device is None: nothing is then sharded, or even said to be.
+
+What a traced program says of the mesh that is in force while it is traced: rows that stay apart, parameters whole.
+
+`within(mesh)` puts a mesh in force, as `jax.set_mesh` does: for the thread that traces, so it belongs into the function
+that lowers, and not around the code that starts a thread. Without a mesh all of this does nothing.
+"""
+
+import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fftlm_jax.parallel.mesh import BATCH_AXES
+from fftlm_jax.runtime.errors import UsageError
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -96,3 +111,95 @@ def _leaves_by_path(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(data: int, fsdp: int, batch_size: int) -> Mesh | None:
+    """The mesh of `mesh.data` x `mesh.fsdp` devices.
+
+    Args:
+        data: devices along the batch; -1 for all that `fsdp` leaves.
+        fsdp: devices that large parameters are sharded over.
+        batch_size: windows of a micro-batch.
+
+    Raises:
+        UsageError: for devices that are not there or would be left out, and for a batch that they do not divide.
+    """
+    available = jax.device_count()
+    if data == -1:
+        if available % fsdp:
+            raise UsageError(f"config.mesh.fsdp: {fsdp} does not divide the {available} devices; choose a divisor.")
+        data = available // fsdp
+    used = data * fsdp
+    if used > available:
+        raise UsageError(f"config.mesh: data {data} x fsdp {fsdp} devices, but there are {available}; lower them.")
+    if used < available and jax.process_count() > 1:
+        raise UsageError(
+            f"config.mesh: data {data} x fsdp {fsdp} leaves out some of the {available} devices, and with them perhaps "
+            "a whole process; set mesh.data to -1."
+        )
+    if batch_size % used:
+        raise UsageError(
+            f"config.train.batch_size: {batch_size} windows do not divide among {used} devices; make it a multiple, or "
+            "set mesh.data lower."
+        )
+    if used == 1:
+        return None
+    # Auto axes: under the newer Explicit ones plain indexing and reshapes of a sharded batch are errors.
+    axis_types = (AxisType.Auto,) * len(BATCH_AXES)
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=jax.devices()[:used])
+
+
+_WHOLE = "whole_parameter"
+
+
+def within(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a program for this mesh is traced."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def on_own_rows(function: Callable[..., jax.Array], batch: jax.Array, *shared: jax.Array) -> jax.Array:
+    """`function(batch, *shared)`, where every device works on its own rows of the batch alone.
+
+    For FFTs, which the partitioner would otherwise run in full, on the gathered batch, on every device.
+
+    Args:
+        function: acts on each row of `batch` by itself, and returns one row for each.
+        batch: the leading axis is that of the batch.
+        shared: what all rows need, whole on every device.
+    """
+    if not _axis_sizes():
+        return function(batch, *shared)
+    in_specs = (PartitionSpec(BATCH_AXES), *(PartitionSpec(),) * len(shared))
+    # Unchecked: the check asks of custom gradients that they name the axes they vary over, which ours need not know.
+    sharded = jax.shard_map(function, in_specs=in_specs, out_specs=PartitionSpec(BATCH_AXES), check_vma=False)
+    return sharded(batch, *shared)
+
+
+def whole(params: Any) -> Any:
+    """Parameters gathered from all devices, where they are cut; their gradients stay as they fall."""
+    if _axis_sizes().get("fsdp", 1) == 1:
+        return params
+    return jax.tree.map(lambda x: checkpoint_name(_gather(x), _WHOLE), params)
+
+
+def regathering(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer that gathers its parameters once more in the backward pass, and does not keep them from the forward."""
+    if _axis_sizes().get("fsdp", 1) == 1:
+        return layer
+    return jax.checkpoint(layer, policy=jax.checkpoint_policies.save_anything_except_these_names(_WHOLE))
+
+
+def _axis_sizes() -> dict[str, int]:
+    return dict(jax.sharding.get_abstract_mesh().shape)
+
+
+def _constrain_to_whole(x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+# The constraint's own gradient is a constraint too: it would bring every gradient whole to every device.
+_gather = jax.custom_vjp(_constrain_to_whole)
+_gather.defvjp(lambda x: (_constrain_to_whole(x), None), lambda _, gradient: (gradient,))

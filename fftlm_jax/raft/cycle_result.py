@@ -1,14 +1,30 @@
-"""What a cycle of reward-ranked fine-tuning showed: the numbers that the journal keeps, the advisor reads and the
+"""The numbers of a cycle, and comparisons between cycles.
+
+What a cycle of reward-ranked fine-tuning showed: the numbers that the journal keeps, the advisor reads and the
 report draws.
 
 Rates are fractions of verified completions, and so the mean reward, since rewards are 0 and 1. `held_out.rate` is what
 cycles are compared by, on prompts that no training ever sees; those of `samples` are of the prompts that were trained
 on, before that training.
+
+Comparisons between cycles that several rules make. Rates count as different beyond 2 standard errors.
+
+The standard error of a difference combines those of both cycles as if their prompts were others; they are the same
+ones, so it is rather too large, and advice is rather withheld than given.
+
+What the losses of one cycle's steps look like: whether they fall, spike or oscillate. Pure functions of a sequence.
+
+Batches scatter by themselves, so a size is asked for that they do not reach. In simulated cycles of 54 steps whose
+losses scatter by 20 % about a level and do nothing else, 1.5 times the running median alone finds a spike in 38 % and
+swings of a tenth an oscillation in 55 %; as below, it is 3 % and 0.1 % (4000 cycles, normal scatter).
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +107,90 @@ class CycleResult:
                 "train": TrainResult(**{**train, "losses": tuple(train["losses"])}) if train else None,
             }
         )
+
+
+_LEAST_CHANGE = 0.02  # Two points: less is flat even where many prompts measure it exactly.
+
+
+def best_of(results: Sequence[CycleResult]) -> CycleResult:
+    """The cycle with the highest held-out rate, the earliest of equals."""
+    return max(results, key=lambda result: (result.held_out.rate, -result.cycle))
+
+
+def two_errors(one: CycleResult, other: CycleResult) -> float:
+    """Twice the standard error of the difference of two cycles' held-out rates."""
+    return 2 * math.hypot(one.held_out.se, other.held_out.se)
+
+
+def is_flat(results: Sequence[CycleResult]) -> bool:
+    """Whether the rate changed little in each of the last two cycles, and in both together.
+
+    The last is not implied: with wide intervals a steady climb consists of changes that are small one by one.
+    """
+    if len(results) < 3:
+        return False
+    newest, before = results[-1], results[-2]
+    pairs = [(newest, results[newest.parent]), (before, results[before.parent]), (newest, results[before.parent])]
+    return all(abs(a.held_out.rate - b.held_out.rate) < max(_LEAST_CHANGE, two_errors(a, b)) for a, b in pairs)
+
+
+def still_gains(results: Sequence[CycleResult]) -> bool:
+    """Whether the newest cycle is the best and clearly above the one two cycles ago (or above the start)."""
+    newest, earlier = results[-1], results[max(0, len(results) - 3)]
+    gain = newest.held_out.rate - earlier.held_out.rate
+    return best_of(results) is newest and gain > two_errors(newest, earlier)
+
+
+SPIKE = 1.5  # Of the median of the steps before.
+SWING = 0.5  # Of the median of the steps that swing: from top to bottom as much as a spike stands out.
+_SCATTERS = 8  # Median absolute deviations that a spike lies above that median, 5 standard deviations of normal noise.
+_STEPS_BEFORE = 5  # Fewer have no median to speak of.
+_CHANGES = 6  # That alternate in sign.
+
+
+class Spike(NamedTuple):
+    """A step, counted from 1, whose loss stands out."""
+
+    step: int
+    loss: float
+    median: float  # Of the steps before.
+
+
+def ends(losses: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and the last quarter of the steps, NaN without steps. Single steps would be noise."""
+    if not losses:
+        return math.nan, math.nan
+    width = max(1, len(losses) // 4)
+    return float(np.mean(losses[:width])), float(np.mean(losses[-width:]))
+
+
+def largest_spike(losses: Sequence[float]) -> Spike | None:
+    """The step that stands out most against those before it, if any stands out enough; or the first that is NaN."""
+    found: list[Spike] = []
+    for index, loss in enumerate(losses):
+        before = np.array(losses[:index])
+        if not math.isfinite(loss):
+            return Spike(index + 1, loss, float(np.median(before)) if index else math.nan)
+        if index < _STEPS_BEFORE:
+            continue
+        median = float(np.median(before))
+        scatter = float(np.median(abs(before - median)))
+        if loss > max(SPIKE * median, median + _SCATTERS * scatter):
+            found.append(Spike(index + 1, loss, median))
+    return max(found, key=lambda spike: spike.loss / max(spike.median, 1e-12), default=None)
+
+
+def smallest_swing(losses: Sequence[float]) -> tuple[int, float] | None:
+    """Where the loss goes up and down in turn for 6 steps or more, with large swings.
+
+    Returns:
+        The first step of the 6, counted from 1, and the least of their changes as a fraction of their median loss; None
+        where no 6 changes in a row alternate and are all at least `SWING` of it.
+    """
+    changes = np.diff(losses)
+    for index in range(len(changes) - _CHANGES + 1):
+        turn = changes[index : index + _CHANGES]
+        level = float(np.median(losses[index : index + _CHANGES + 1]))
+        if np.all(turn[:-1] * turn[1:] < 0) and np.min(abs(turn)) >= SWING * level:
+            return index + 2, float(np.min(abs(turn))) / max(level, 1e-12)
+    return None

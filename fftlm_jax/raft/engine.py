@@ -1,6 +1,12 @@
-"""The model at work for the phases of a run: trains on pairs, writes completions, scores answers.
+"""The model at work in a fine-tuning run: trains on pairs, writes completions, scores answers.
+
+The model at work for the phases of a run: trains on pairs, writes completions, scores answers.
 
 Compiled once for all cycles. Between batches and steps it tells how far it is and asks whether it is to stop.
+
+Completions of many prompts by the cached decoder, a batch of rows at a time, each row reproducible by itself.
+
+A completion ends with, and includes, its first END; without one within `longest` bytes it is cut there.
 """
 
 import signal
@@ -12,18 +18,23 @@ import jax
 import numpy as np
 import optax
 
-from fftlm_jax.config import Config
-from fftlm_jax.errors import Interrupted
+from fftlm_jax.config.schema import Config
 from fftlm_jax.generation import Decoder, SamplingConfig
 from fftlm_jax.model import build
-from fftlm_jax.model.language_model import Params
-from fftlm_jax.raft import setup
-from fftlm_jax.raft.fitting import Fitted, fit
-from fftlm_jax.raft.sampler import complete
-from fftlm_jax.raft.tasks import Task
-from fftlm_jax.training.fine_tune import FineTuneStep, batches, make_answer_loss, make_fine_tune_step, rows_of
-from fftlm_jax.training.interrupts import Interrupts
-from fftlm_jax.training.setup import evaluation_low_pass, low_pass_at
+from fftlm_jax.model.language_model import Params, evaluation_low_pass, low_pass_at
+from fftlm_jax.raft import raft_parts
+from fftlm_jax.raft.fine_tuning import (
+    FineTuneStep,
+    Fitted,
+    batches,
+    fit,
+    make_answer_loss,
+    make_fine_tune_step,
+    rows_of,
+)
+from fftlm_jax.raft.tasks import END, Task
+from fftlm_jax.runtime.errors import Interrupted
+from fftlm_jax.runtime.process import Interrupts
 
 Pairs = list[tuple[bytes, bytes]]  # Questions and answers.
 
@@ -50,7 +61,7 @@ class Engine:
         self._low_pass = low_pass_at(config, cutoff)
         self._decoder = Decoder(config.model, self._graph, evaluation_low_pass(config, cutoff))
         self._answer_loss = make_answer_loss(self._graph, self._low_pass, config.raft.rows)
-        self._lora = setup.lora_of(config)
+        self._lora = raft_parts.lora_of(config)
         self._steps: dict[tuple[str, int], tuple[FineTuneStep, optax.GradientTransformationExtraArgs]] = {}
 
     def fit(
@@ -141,7 +152,7 @@ class Engine:
         """The step and its optimizer, compiled once for all cycles unless the optimizer depends on their length."""
         length = steps if trained == "full" and self._config.optim.name == "muon" else 1
         if (trained, length) not in self._steps:
-            tx = setup.optimizer_of(self._config, trained, length)
+            tx = raft_parts.optimizer_of(self._config, trained, length)
             lora, dropout = self._lora if trained == "lora" else None, self._config.model.dropout > 0
             step = make_fine_tune_step(self._graph, self._low_pass, tx, lora=lora, model_dropout=dropout)
             self._steps[trained, length] = step, tx
@@ -154,3 +165,57 @@ class Engine:
                 f"{name} {where}; what was done is saved, and the same command goes on from there",
                 self._interrupts.requested,
             )
+
+
+_BLOCK = 16  # Bytes between two looks at whether all rows have ended.
+
+
+def complete(
+    decoder: Decoder,
+    params: Params,
+    prompts: Sequence[tuple[int, bytes]],
+    *,
+    samples: int,
+    longest: int,
+    sampling: SamplingConfig,
+    seed: int,
+    rows: int,
+    first_batch: int = 0,
+) -> Iterator[list[bytes]]:
+    """Yields batch after batch: the completions of every prompt in turn, `samples` of each.
+
+    Args:
+        decoder, params: of the model.
+        prompts: (number, prompt). A completion is a function of the seed, its prompt's number, its own number among the
+            samples and the prompt (to round-off): neither the other prompts nor `rows` matter.
+        samples: completions per prompt.
+        longest: bytes of a completion, at most.
+        sampling: how bytes are chosen.
+        seed: of all completions.
+        rows: completions side by side; the last batch is filled up, so that nothing is compiled for it.
+        first_batch: batch to begin with.
+    """
+    texts = [prompt for _, prompt in prompts for _ in range(samples)]
+    numbers = [number * samples + i for number, _ in prompts for i in range(samples)]
+    for first in range(first_batch * rows, len(texts), rows):
+        batch, ids = texts[first : first + rows], numbers[first : first + rows]
+        filler = rows - len(batch)
+        blocks = decoder.stream(
+            params,
+            batch + batch[:1] * filler,
+            longest,
+            sampling,
+            seed=seed,
+            rows=ids + ids[:1] * filler,
+            block=min(_BLOCK, longest),
+        )
+        yield _until_ended(blocks, len(batch))
+
+
+def _until_ended(blocks: Iterator, rows: int) -> list[bytes]:
+    written = [b""] * rows
+    for block in blocks:
+        written = [text if END in text else text + new for text, new in zip(written, block.written)]
+        if all(END in text for text in written):
+            break
+    return [text[: text.index(END) + 1] if END in text else text for text in written]

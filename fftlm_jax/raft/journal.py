@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from fftlm_jax import faults
-from fftlm_jax.errors import CheckpointError, SaveError
+from fftlm_jax.checkpoints.run_directory import write_bytes, write_json
 from fftlm_jax.raft.cycle_result import CycleResult
-from fftlm_jax.training.run_directory import write_bytes, write_json
-from fftlm_jax.untrusted import parse_json, read_bounded
+from fftlm_jax.runtime import faults
+from fftlm_jax.runtime.errors import CheckpointError, SaveError
+from fftlm_jax.runtime.untrusted import parse_json, read_bounded
 
 _PHASES = "phases.json"
 PLAN, KEPT, WEIGHTS, RESULT = "plan.json", "kept.jsonl", "weights.npz", "result.json"

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from fftlm_jax.config_checks import nearest
+from fftlm_jax.config.limits import nearest
 from fftlm_jax.raft.cycle_lr import CycleLR
-from fftlm_jax.untrusted import printable, shown, shown_name
+from fftlm_jax.runtime.untrusted import printable, shown, shown_name
 
 LONGEST_YAML = 1 << 16  # Characters.
 

@@ -1,16 +1,81 @@
-"""From completions and verdicts to the numbers of a cycle. Pure, but for the model that `score_held_out` is given."""
+"""Measures a cycle: rates with honest intervals, variety of completions, and what was forgotten.
 
+Rates of right completions with honest errors, pass@k, and how varied completions are. Plain NumPy.
+
+Samples of one prompt resemble each other, so prompts are the units that vary: P prompts, K samples of each.
+
+From completions and verdicts to the numbers of a cycle. Pure, but for the model that `score_held_out` is given.
+
+What fine-tuning forgets: bits per byte of general text, where a run began from a trained language model.
+"""
+
+import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from fftlm_jax.config.schema import Config
+from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.evaluation.held_out_bpb import HeldOut, summary
+from fftlm_jax.model import build
+from fftlm_jax.model.language_model import Params
 from fftlm_jax.raft.cycle_result import HeldOutResult, SampleResult, TrainResult
-from fftlm_jax.raft.fitting import Fitted
+from fftlm_jax.raft.cycle_weights import Origin
+from fftlm_jax.raft.fine_tuning import Fitted
 from fftlm_jax.raft.selection import Candidate
-from fftlm_jax.raft.statistics import clustered_rate, distinct_3grams, longest_repeat, pass_curve, unique_valid
 from fftlm_jax.raft.tasks import END, Problem, Task, judge
 from fftlm_jax.raft.tasks.task import ERROR
+
+
+def clustered_rate(right_PK: np.ndarray) -> tuple[float, float]:
+    """Share of right samples, and its standard error with prompts as clusters (0 for a single prompt)."""
+    by_prompt = np.asarray(right_PK, float).mean(axis=1)
+    P = len(by_prompt)
+    return float(by_prompt.mean()), float(by_prompt.std(ddof=1) / math.sqrt(P)) if P > 1 else 0.0
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Chance that k samples drawn from these hold a right one, without bias (Chen et al. 2021, arXiv 2107.03374).
+
+    Raises:
+        ValueError: unless 1 <= k <= samples and 0 <= right <= samples.
+    """
+    if not 1 <= k <= samples or not 0 <= right <= samples:
+        raise ValueError(f"pass@{k} of {right} right among {samples} samples is not defined")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def pass_curve(right_PK: np.ndarray) -> dict[str, float]:
+    """Mean pass@k over prompts for k = 1, 2, 4, ... up to K, and K itself; keys as JSON has them."""
+    K = right_PK.shape[1]
+    counts = np.asarray(right_PK, int).sum(axis=1)
+    ks = sorted({*(2**i for i in range(K.bit_length()) if 2**i <= K), K})
+    return {str(k): float(np.mean([pass_at_k(K, int(c), k) for c in counts])) for k in ks}
+
+
+def unique_valid(completions: Sequence[Sequence[bytes]], right_PK: np.ndarray) -> float:
+    """Different right completions over right ones, counted by prompt; 1 where there are none."""
+    right = [[c for c, ok in zip(row, oks) if ok] for row, oks in zip(completions, right_PK, strict=True)]
+    total = sum(map(len, right))
+    return sum(len(set(row)) for row in right) / total if total else 1.0
+
+
+def distinct_3grams(texts: Sequence[bytes]) -> float:
+    """Different 3-grams of bytes over all 3-grams of some texts; 1 where none is that long."""
+    grams = [text[i : i + 3] for text in texts for i in range(len(text) - 2)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def longest_repeat(texts: Sequence[bytes]) -> float:
+    """Mean share of a text that its longest run of one byte takes; empty texts count 0."""
+    shares = [
+        max((len(list(run)) for _, run in itertools.groupby(text)), default=0) / max(len(text), 1) for text in texts
+    ]
+    return float(np.mean(shares)) if shares else 0.0
+
 
 Complete = Callable[[Sequence[bytes], int, bool], list[bytes]]  # (prompts, samples, greedy) -> completions in order.
 
@@ -113,3 +178,25 @@ def score_held_out(
         unique_valid=unique_valid(completions.tolist(), sampled),
         general_bpb=general_bpb,
     )
+
+
+class GeneralText:
+    """The held-out part of the corpus that the config's `data` names, in the windows that the model was trained on.
+
+    Raises:
+        DataError: if there is no such corpus.
+    """
+
+    def __init__(self, config: Config, origin: Origin) -> None:
+        self._held_out: HeldOut | None = None
+        self._cutoff = origin.cutoff
+        if origin.text_window is not None:
+            model = dataclasses.replace(config.model, seq_len=origin.text_window)
+            self._config = dataclasses.replace(config, model=model)
+            self._held_out = HeldOut(self._config, build(model)[0], load_run_corpus(self._config).held_out)
+
+    def bpb(self, params: Params) -> float | None:
+        """Next-byte bits per byte, or None where the first weights had not learned any text."""
+        if self._held_out is None:
+            return None
+        return summary(self._held_out.tally(params, self._cutoff), self._config.objective)["bpb"]

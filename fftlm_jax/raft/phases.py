@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fftlm_jax.config import Config, RaftConfig
+from fftlm_jax.config.schema import Config, RaftConfig
 from fftlm_jax.generation import SamplingConfig
 from fftlm_jax.model.lora import LoRA, init_adapters, merge
-from fftlm_jax.raft import setup
+from fftlm_jax.raft import raft_parts
+from fftlm_jax.raft.cycle_lr import epochs_for, step_rates
 from fftlm_jax.raft.cycle_result import HeldOutResult, TrainResult
+from fftlm_jax.raft.cycle_weights import CycleWeights, Origin, arrays_by_name, weights_of_origin
 from fftlm_jax.raft.engine import Engine, Pairs
-from fftlm_jax.raft.fitting import Fitted
-from fftlm_jax.raft.general_text import GeneralText
+from fftlm_jax.raft.fine_tuning import Fitted, steps_per_epoch
 from fftlm_jax.raft.journal import (
     KEPT,
     STEPS,
@@ -32,14 +33,9 @@ from fftlm_jax.raft.journal import (
     rows_of_lines,
     text_of,
 )
-from fftlm_jax.raft.measure import Judged, judge_all, score_held_out, train_result
-from fftlm_jax.raft.origin import Origin, weights_of_origin
-from fftlm_jax.raft.planning import Plan
-from fftlm_jax.raft.selection import Candidate, select, select_random
-from fftlm_jax.raft.step_rates import epochs_for, step_rates
+from fftlm_jax.raft.measure import GeneralText, Judged, judge_all, score_held_out, train_result
+from fftlm_jax.raft.selection import Candidate, Plan, select, select_random
 from fftlm_jax.raft.tasks import Pools, Task
-from fftlm_jax.raft.weights import CycleWeights, arrays_by_name
-from fftlm_jax.training.fine_tune import steps_per_epoch
 
 
 class Phases:
@@ -105,7 +101,7 @@ class Phases:
                 params,
                 prompts,
                 samples=self.raft.samples,
-                sampling=setup.sampling_of_cycle(self.config),
+                sampling=raft_parts.sampling_of_cycle(self.config),
                 seed=self._seed(plan.cycle, "samples"),
                 done=len(found),
                 doing=f"sampling in cycle {plan.cycle}",
@@ -188,7 +184,7 @@ class Phases:
                 params,
                 list(enumerate(prompts)),
                 samples=samples,
-                sampling=SamplingConfig(temperature=0.0) if greedy else setup.sampling_of_cycle(self.config),
+                sampling=SamplingConfig(temperature=0.0) if greedy else raft_parts.sampling_of_cycle(self.config),
                 seed=self._seed(cycle, "held out"),
                 doing=f"evaluating in cycle {cycle}",
                 unit="held-out samples",

@@ -1,16 +1,12 @@
 """Spectral mathematics in plain JAX, usable alone: causal convolution, cosine spectra and band limits of kernels."""
 
-from fftlm_jax.spectral.convolve import (
-    CONVOLUTION_METHODS,
-    ConvolutionMethod,
-    causal_convolve,
-)
-from fftlm_jax.spectral.cosine import cosine_basis, cosine_mask, spectrum_to_taps, taps_to_spectrum
-from fftlm_jax.spectral.fft_convolve import fast_fft_length
+from fftlm_jax.spectral.convolve import CONVOLUTION_METHODS, ConvolutionMethod, causal_convolve, fast_fft_length
 from fftlm_jax.spectral.low_pass import (
     LOW_PASS_METHODS,
     LowPass,
     LowPassMethod,
+    cosine_basis,
+    cosine_mask,
     kernel_taps,
     low_pass_kernel,
     low_pass_signal,
@@ -18,5 +14,7 @@ from fftlm_jax.spectral.low_pass import (
     mask_spectrum,
     minimum_phase_taps,
     no_filter,
+    spectrum_to_taps,
+    taps_to_spectrum,
 )
 from fftlm_jax.spectral.toeplitz import convolve_window, toeplitz_matrix

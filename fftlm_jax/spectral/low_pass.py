@@ -1,4 +1,10 @@
-"""The frequency cutoff as an operation on kernels (causal) or on signals (not causal).
+"""The frequency cutoff: masks on cosine spectra of kernels, and low-pass filters.
+
+The kernel's cosine spectrum: the orthonormal DCT-II over the taps, and the nested masks on it.
+
+Shapes: H conv heads, K taps (or cosine coefficients).
+
+The frequency cutoff as an operation on kernels (causal) or on signals (not causal).
 
 A causal filter cannot vanish on a band (Paley-Wiener), so one of "only c bins pass" and "causal" must give a little.
 Here causality never gives:
@@ -22,8 +28,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fftlm_jax import cutoff as units
-from fftlm_jax.spectral import cosine
+from fftlm_jax.config import cutoff as units
+
+
+@functools.lru_cache(maxsize=32)
+def cosine_basis(kernel_len: int) -> np.ndarray:
+    """Orthonormal DCT-II matrix C[K, K], float64: `spectrum = taps @ C.T`, `taps = spectrum @ C`.
+
+    Row m is `sqrt(2/K) cos(pi (i + 1/2) m / K)` over taps i (row 0 divided by sqrt 2): the frequency m/K of Nyquist.
+    """
+    m, i = np.ogrid[:kernel_len, :kernel_len]
+    basis = np.sqrt(2.0 / kernel_len) * np.cos(np.pi * (i + 0.5) * m / kernel_len)
+    basis[0] /= np.sqrt(2.0)
+    basis.setflags(write=False)
+    return basis
+
+
+def cosine_mask(passed: int, kernel_len: int) -> np.ndarray:
+    """Mask[K] of ones for the first `passed` coefficients. A smaller mask is nested in every larger one."""
+    return (np.arange(kernel_len) < passed).astype(np.float32)
+
+
+def spectrum_to_taps(spectrum_HK: jax.Array) -> jax.Array:
+    """Taps of kernels given by their cosine spectrum, [..., K] -> [..., K]."""
+    return _apply(spectrum_HK, cosine_basis(spectrum_HK.shape[-1]))
+
+
+def taps_to_spectrum(taps_HK: jax.Array) -> jax.Array:
+    """Cosine spectrum of taps, [..., K] -> [..., K]; the inverse of `spectrum_to_taps`."""
+    return _apply(taps_HK, cosine_basis(taps_HK.shape[-1]).T)
+
+
+def _apply(x: jax.Array, matrix: np.ndarray) -> jax.Array:
+    # The matrix is tiny and constant: full precision costs nothing, and TF32 or bf16 here would break the identities.
+    return jnp.matmul(x, jnp.asarray(matrix, x.dtype), precision=jax.lax.Precision.HIGHEST)
+
 
 LowPassMethod = Literal["cosine", "minimum_phase", "signal"]
 LOW_PASS_METHODS: tuple[LowPassMethod, ...] = ("cosine", "minimum_phase", "signal")
@@ -114,7 +153,7 @@ def low_pass_taps(taps_HK: jax.Array, low_pass: LowPass) -> jax.Array:
     if low_pass.is_full or low_pass.method == "signal":
         return taps_HK
     if low_pass.method == "cosine":
-        return cosine.spectrum_to_taps(mask_spectrum(cosine.taps_to_spectrum(taps_HK), low_pass))
+        return spectrum_to_taps(mask_spectrum(taps_to_spectrum(taps_HK), low_pass))
     return _minimum_phase_filtered(taps_HK, low_pass)
 
 
@@ -124,8 +163,8 @@ def kernel_taps(spectrum_HK: jax.Array, low_pass: LowPass) -> jax.Array:
     `signal` leaves kernels alone: that method acts on the mixer's output (`low_pass_signal`).
     """
     if low_pass.method == "cosine":
-        return cosine.spectrum_to_taps(mask_spectrum(spectrum_HK, low_pass))
-    taps = cosine.spectrum_to_taps(spectrum_HK)
+        return spectrum_to_taps(mask_spectrum(spectrum_HK, low_pass))
+    taps = spectrum_to_taps(spectrum_HK)
     return _minimum_phase_filtered(taps, low_pass) if low_pass.method == "minimum_phase" else taps
 
 
@@ -135,7 +174,7 @@ def mask_spectrum(spectrum_HK: jax.Array, low_pass: LowPass) -> jax.Array:
     passed = units.coefficients_passed(low_pass.cutoff, low_pass.bins, kernel_len)
     if passed == kernel_len:
         return spectrum_HK
-    return spectrum_HK * jnp.asarray(cosine.cosine_mask(passed, kernel_len), spectrum_HK.dtype)
+    return spectrum_HK * jnp.asarray(cosine_mask(passed, kernel_len), spectrum_HK.dtype)
 
 
 def low_pass_signal(y_BTD: jax.Array, low_pass: LowPass, kernel_len: int) -> jax.Array:

@@ -1,22 +1,28 @@
-"""Compiled training steps by mask and shape: each compiled at most once, the next ones ahead in the background.
+"""Compiles training steps ahead, each once, and traces a window of steps for the profiler.
+
+Compiled training steps by mask and shape: each compiled at most once, the next ones ahead in the background.
 
 The background thread only saves waiting. A raise that is due waits for its compile and never happens "when ready", so
 timing cannot change a result.
 
 The first run of a program takes longer than the others: on CPU its kernels are only then made, and its memory is new.
 There, small programs are also run once on zeros, behind the scenes.
+
+A profiler trace over a window of steps, whole whatever ends the run.
 """
 
 import math
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fftlm_jax import faults
+from fftlm_jax.config.schema import ProfileConfig
+from fftlm_jax.runtime import faults
 from fftlm_jax.spectral import LowPass
 
 _REHEARSED_BYTES = 256 * 2**20  # Arguments beyond this are not made twice, and their steps take long in any case.
@@ -96,3 +102,32 @@ def _run_once(executable: jax.stages.Compiled, args_info: Any) -> None:
         return
     args, kwargs = jax.tree.unflatten(structure, [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves])
     jax.block_until_ready(executable(*args, **kwargs))
+
+
+class ProfilerWindow:
+    """Context manager around the loop; traces the steps `start` to `start + steps - 1` (those that are run)."""
+
+    def __init__(self, config: ProfileConfig, directory: Path) -> None:
+        self._steps = range(config.start, config.start + config.steps)
+        self._directory = directory
+        self._tracing = False
+
+    def __enter__(self) -> "ProfilerWindow":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def before(self, step: int, state: Any) -> None:
+        """Starts or stops the trace before a step; `state` is waited for, so that the trace holds its computation."""
+        if step in self._steps and not self._tracing:
+            jax.profiler.start_trace(str(self._directory))
+            self._tracing = True
+        elif step not in self._steps and self._tracing:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False

@@ -5,13 +5,19 @@ from typing import Any
 
 import jax
 
-from fftlm_jax.config import to_dict
+from fftlm_jax.config.reading import to_dict
+from fftlm_jax.curriculum.controller import build_controller
+from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.doctor.examine import words
+from fftlm_jax.doctor.rules_config import advice
 from fftlm_jax.model import build
-from fftlm_jax.optim import label_params, path_string
-from fftlm_jax.training import setup
-from fftlm_jax.training.advice import advice
+from fftlm_jax.model.language_model import low_pass_at
+from fftlm_jax.model.parameters import label_params
+from fftlm_jax.optim.leaves import path_string
+from fftlm_jax.training import run_parts
+from fftlm_jax.training.batches import batch_stages
 from fftlm_jax.training.compiler import StepVariant
-from fftlm_jax.training.watch import words
+from fftlm_jax.training.optimizer import build_optimizer_of
 
 
 def dry_run(values: Mapping[str, Any]) -> None:
@@ -20,8 +26,8 @@ def dry_run(values: Mapping[str, Any]) -> None:
     Raises:
         RunError: whatever would stop a real run before its first step.
     """
-    config = setup.config_of(values)
-    corpus = setup.load_run_corpus(config)
+    config = run_parts.config_of(values)
+    corpus = load_run_corpus(config)
     for section, keys in to_dict(config).items():
         print(f"{section}: {keys}")
     for finding in advice(config):
@@ -29,12 +35,12 @@ def dry_run(values: Mapping[str, Any]) -> None:
     print(f"\n{corpus.description}")
     graph, params = build(config.model)
     print(_parameter_table(params))
-    mesh = setup.build_mesh(config)
-    tx = setup.build_optimizer_of(config, mesh)
-    with setup.build_compiler(config, graph, tx, mesh) as compiler:
-        cutoff = setup.build_controller(config).cutoff
-        micro_batches = setup.batch_stages(config).largest
-        compiled = compiler.get(StepVariant(setup.low_pass_at(config, cutoff), micro_batches))
+    mesh = run_parts.build_mesh(config)
+    tx = build_optimizer_of(config, mesh)
+    with run_parts.build_compiler(config, graph, tx, mesh) as compiler:
+        cutoff = build_controller(config).cutoff
+        micro_batches = batch_stages(config).largest
+        compiled = compiler.get(StepVariant(low_pass_at(config, cutoff), micro_batches))
     flops = (compiled.run.cost_analysis() or {}).get("flops", float("nan"))
     memory = compiled.run.memory_analysis()
     t = config.train

@@ -14,30 +14,30 @@ from typing import Any
 
 import jax
 
-from fftlm_jax import faults
-from fftlm_jax.config import Config, to_dict
+from fftlm_jax.checkpoints.contents import TrainState, require_training_host
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.save_restore import Checkpoints, Restored
+from fftlm_jax.config.cutoff import freq_bins
+from fftlm_jax.config.reading import changes_of, refuse_changes, require_same_corpus, to_dict
+from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer, Controller, Raise, Spike, adaptive_factor, answer_to_raise
-from fftlm_jax.cutoff import freq_bins
-from fftlm_jax.data import Prefetcher
-from fftlm_jax.errors import CheckpointError, Interrupted
+from fftlm_jax.curriculum.controller import build_controller
+from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.evaluation.held_out_bpb import HeldOut
 from fftlm_jax.model import build
+from fftlm_jax.model.language_model import low_pass_at
 from fftlm_jax.optim import learning_rate_in_force
 from fftlm_jax.parallel import StopTogether, is_first_process, join_processes, wait_for_all
-from fftlm_jax.training import setup
-from fftlm_jax.training.checkpoint import Checkpoints, Restored
-from fftlm_jax.training.compiler import StepVariant
-from fftlm_jax.training.held_out import HeldOut
-from fftlm_jax.training.host_state import require_training_host
-from fftlm_jax.training.interrupts import Interrupts
-from fftlm_jax.training.profiler import ProfilerWindow
-from fftlm_jax.training.progress import Progress
-from fftlm_jax.training.recorder import Recorder
-from fftlm_jax.training.resume import changes_of, refuse_changes, require_same_corpus
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.saver import Saver
-from fftlm_jax.training.silent import SilentRecorder
-from fftlm_jax.training.step import StepMetrics, TrainState, events
-from fftlm_jax.training.step_windows import StepWindows
+from fftlm_jax.runtime import faults
+from fftlm_jax.runtime.errors import CheckpointError, Interrupted
+from fftlm_jax.runtime.process import Interrupts
+from fftlm_jax.training import run_parts
+from fftlm_jax.training.batches import Prefetcher, StepWindows
+from fftlm_jax.training.compiler import ProfilerWindow, StepVariant
+from fftlm_jax.training.optimizer import build_optimizer_of
+from fftlm_jax.training.progress import Progress, Saver
+from fftlm_jax.training.recorder import Recorder, SilentRecorder
+from fftlm_jax.training.step import StepMetrics, events
 
 
 def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
         `cutoff`, `raises`, `seconds` (wall clock) and `train_seconds` (training steps alone).
 
     Raises:
-        RunError: any of its kinds, see `fftlm_jax.errors`.
+        RunError: any of its kinds, see `fftlm_jax.runtime.errors`.
     """
     with ExitStack() as stack:
         # First of all: a KeyboardInterrupt in the middle of a compilation takes the interpreter down with it.
@@ -65,7 +65,7 @@ def _run(
     values: Mapping[str, Any], directory: RunDirectory, overwrite: bool, interrupts: Interrupts, stack: ExitStack
 ) -> dict[str, Any]:
     begun = directory.read_config() if directory.has_config and not overwrite else None
-    config = setup.config_of(values, begun)
+    config = run_parts.config_of(values, begun)
     d = config.distributed
     join_processes(d.coordinator, d.processes, d.process_id, d.heartbeat)  # Before anything touches a device.
     run = TrainingRun(config, directory, overwrite, interrupts, stack)
@@ -95,8 +95,8 @@ class TrainingRun:
             directory.require_usable(config.resume.mode)
             if directory.has_config:
                 refuse_changes(directory.read_config(), config)
-        self.corpus = setup.load_run_corpus(config)
-        self.mesh = setup.build_mesh(config)
+        self.corpus = load_run_corpus(config)
+        self.mesh = run_parts.build_mesh(config)
         self.windows = StepWindows(config, self.corpus.train, self.mesh)
         wait_for_all("the run directory is looked at")
         self.moved_to = directory.move_aside() if overwrite and self.writes else None
@@ -105,14 +105,14 @@ class TrainingRun:
             stack.callback(directory.release)
         wait_for_all("the run directory is ready")
 
-        self.tx = setup.build_optimizer_of(config, self.mesh)
+        self.tx = build_optimizer_of(config, self.mesh)
         self.graph, _ = build(config.model)
-        self.controller: Controller = setup.build_controller(config)
+        self.controller: Controller = build_controller(config)
         keep = config.checkpoint
         self.checkpoints = Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)
         stack.callback(self.checkpoints.close)
         self.progress = Progress()
-        self.restored = self.checkpoints.restore(setup.abstract_state(config, self.tx, self.mesh))
+        self.restored = self.checkpoints.restore(run_parts.abstract_state(config, self.tx, self.mesh))
         self.first_step = self.restored.step if self.restored else 0
         self.state = self._restored_state(self.restored) if self.restored else self._fresh_state()
         self.lr = float(learning_rate_in_force(self.state.opt_state))
@@ -133,7 +133,7 @@ class TrainingRun:
         else:
             self.recorder = SilentRecorder()
         self.saver = Saver(self.checkpoints, self.recorder, self.config.checkpoint.retries)
-        self.compiler = stack.enter_context(setup.build_compiler(self.config, self.graph, self.tx, self.mesh))
+        self.compiler = stack.enter_context(run_parts.build_compiler(self.config, self.graph, self.tx, self.mesh))
         if self.moved_to:
             self.recorder.console.say(f"the old run was moved to {self.moved_to.name}")
         for note in (*self.directory.notes, *self.checkpoints.notes):
@@ -190,7 +190,7 @@ class TrainingRun:
             raise CheckpointError(
                 f"resume.mode=must: {self.directory.root} holds no whole checkpoint; drop the option to start over."
             )
-        return setup.first_state(self.config, self.controller, self.tx, self.mesh)
+        return run_parts.first_state(self.config, self.controller, self.tx, self.mesh)
 
     def _restored_state(self, restored: Restored) -> TrainState:
         host, bins = restored.host, freq_bins(self.config.model.seq_len)
@@ -230,7 +230,7 @@ class TrainingRun:
         self.lap = time.perf_counter()
 
     def _variant(self, cutoff: int, step: int) -> StepVariant:
-        return StepVariant(setup.low_pass_at(self.config, cutoff), self.windows.stages.micro_batches(step))
+        return StepVariant(low_pass_at(self.config, cutoff), self.windows.stages.micro_batches(step))
 
     def _raise_if_due(self, step: int) -> Raise | None:
         if not self.controller.is_due(step):

@@ -1,26 +1,47 @@
-"""What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing."""
+"""What a run says and writes about itself, and the recorder of processes that write nothing.
 
-import collections
+The recorder of the processes that do not write: takes every call of `Recorder`, and says nothing.
+
+What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing.
+"""
+
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from fftlm_jax.config import Config
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.config.cutoff import coefficients_passed, freq_bins
+from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Raise, Spike, adaptive_factor
-from fftlm_jax.cutoff import coefficients_passed, freq_bins
 from fftlm_jax.data import Corpus
-from fftlm_jax.errors import NonFiniteError
-from fftlm_jax.optim import MUON_GROUPS, label_params
-from fftlm_jax.training.appended import AppendedFile
-from fftlm_jax.training.console import Console, duration
-from fftlm_jax.training.metrics import MetricsLog, read_metrics
-from fftlm_jax.training.radial_record import radial_record
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.samples import read_samples, sample_entry
+from fftlm_jax.doctor.examine import Watch
+from fftlm_jax.model.parameters import routing_words, utilisation
+from fftlm_jax.recording.console import AppendedFile, Console, duration
+from fftlm_jax.recording.metrics import MetricsLog, read_metrics, read_samples, sample_entry
+from fftlm_jax.runtime.errors import NonFiniteError
+from fftlm_jax.training.optimizer import radial_record
 from fftlm_jax.training.step import StepMetrics, trained
-from fftlm_jax.training.utilisation import utilisation
-from fftlm_jax.training.watch import Watch
+
+
+class SilentRecorder:
+    """Stands in for `Recorder` (and, as `console`, for its console) in all processes but the first."""
+
+    @property
+    def console(self) -> "SilentRecorder":
+        return self
+
+    def flush(self) -> tuple[int, int]:
+        """No bytes; the first process saves its own."""
+        return 0, 0
+
+    def nonfinite(self, done: int, *facts: Any) -> NonFiniteError:
+        """The error that ends every process; the first one says more."""
+        return NonFiniteError(f"step {done}: the loss or the gradient is not finite; see what process 0 says.")
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: None
+
 
 _RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
 _WATCHED_STEPS = 100  # After a raise: with b2 = 0.95 the first updates are twice too large, 1.5 times after 10 steps.
@@ -216,7 +237,7 @@ class Recorder:
         records = read_metrics(self.directory.metrics)
         records += self.watch.look(done, records, read_samples(self.directory.samples))
         # Late: matplotlib takes a second to import, which a refused run should not wait for.
-        from fftlm_jax.training.curves import draw_curves
+        from fftlm_jax.recording.curves import draw_curves
 
         title = f"{self.directory.root.name}: step {done}/{self.config.total_steps}, bpb {bpb:.3f}"
         draw_curves(records, self.directory.curves, title)
@@ -252,20 +273,6 @@ class Recorder:
         self.log.flush()
         self.console.say(f"finished {total} steps in {duration(seconds)}; held out: {_words(scores)} (loss in nats)")
         self.console.say(f"see {self.directory.curves} and {self.directory.samples}")
-
-
-def routing_words(params: Any, optimizer: str) -> str:
-    """Which groups of parameters go to which half of the optimizer, with their sizes."""
-    sizes = collections.Counter()
-    for group, leaf in zip(jax.tree.leaves(label_params(params)), jax.tree.leaves(params), strict=True):
-        sizes[group] += leaf.size
-    halves = {"muon": MUON_GROUPS & set(sizes)} if optimizer == "muon" else {}
-    halves["adamw"] = set(sizes) - halves.get("muon", set())
-    return "; ".join(
-        f"{half} for {', '.join(f'{group} ({sizes[group]:,})' for group in sizes if group in groups)}"
-        for half, groups in halves.items()
-        if groups
-    )
 
 
 def _numbers(scores: dict[str, Any]) -> dict[str, float]:

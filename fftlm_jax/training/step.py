@@ -18,24 +18,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fftlm_jax.config import Config
+from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer
-from fftlm_jax.model import Scores, objective_value, score
+from fftlm_jax.model import score
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.loss import objective_loss
 from fftlm_jax.optim import RadialStats, learning_rate_in_force, radial_statistics
 from fftlm_jax.parallel import constrain, replicated
 from fftlm_jax.spectral import LowPass
-
-
-class TrainState(NamedTuple):
-    """Everything that training changes on the device. `step` counts updates; randomness is a function of it."""
-
-    params: Params
-    opt_state: optax.OptState
-    ema: optax.EmaState | None  # Running average of the weights, not yet divided by its total weight; None for none.
-    step: jax.Array  # int32 scalar
-    skipped: jax.Array  # int32 scalar: non-finite steps in a row that were passed over.
-    halted: jax.Array  # bool scalar: a non-finite step was met, and one too many; nothing changes any more.
 
 
 class StepMetrics(NamedTuple):
@@ -65,13 +56,6 @@ def events(answer: Answer) -> tuple[np.bool_, np.bool_, np.float32]:
     return np.bool_(answer.restart), np.bool_(answer.pulse), np.float32(answer.reduce_by)
 
 
-def objective_loss(config: Config, scores: Scores) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The objective in nats, and its (next-byte, chunk) losses; the chunk loss is 0 where it was not scored."""
-    next_byte = jnp.mean(scores.next_byte_BT)
-    chunk = jnp.zeros(()) if scores.chunk_BNC is None else jnp.mean(scores.chunk_BNC)
-    return objective_value(config.objective, next_byte, chunk), (next_byte, chunk)
-
-
 def trained(config: Config, params: Params) -> Params:
     """The part of the weights that is trained: all of them, or the head alone."""
     return {"head": params["head"]} if config.objective.is_frozen else params
@@ -94,11 +78,6 @@ def new_state(config: Config, params: Params, tx: optax.GradientTransformation) 
         skipped=jnp.zeros((), jnp.int32),
         halted=jnp.zeros((), bool),
     )
-
-
-def averaged_params(config: Config, ema: optax.EmaState) -> Params:
-    """The weights' average over the steps so far; NaN before the first."""
-    return optax.tree.bias_correction(ema.ema, config.optim.ema_decay, ema.count)
 
 
 def _spectrum_update(updates: Params) -> jax.Array | None:

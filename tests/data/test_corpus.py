@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from fftlm_jax.data import FileBytes, TrainingWindows, load_corpus
-from fftlm_jax.errors import DataError
+from fftlm_jax.runtime.errors import DataError
 
 NAMES = ("0", "a", "a.txt", "a/b", "a/b.txt", "ab", "c/d/e", "é", "z 1")
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fftlm_jax.data import BatchStages, Prefetcher, TrainingWindows, evaluation_batches, load_corpus
+from fftlm_jax.data import BatchStages, TrainingWindows, evaluation_batches, load_corpus
 from fftlm_jax.data.windows import permute
-from fftlm_jax.errors import DataError
 from fftlm_jax.optim import stage_schedule
+from fftlm_jax.runtime.errors import DataError
+from fftlm_jax.training.batches import Prefetcher
 
 
 def load(path, held_out=0.1, window=8):

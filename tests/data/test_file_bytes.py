@@ -15,17 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fftlm_jax.data import (
-    Prefetcher,
-    TrainingWindows,
-    bytes_of_files,
-    evaluation_batches,
-    file_bytes,
-    load_corpus,
-    windows_at,
-)
-from fftlm_jax.errors import DataError
-from fftlm_jax.evaluation.copies import find_copies
+from fftlm_jax.data import TrainingWindows, byte_sequence, bytes_of_files, evaluation_batches, load_corpus, windows_at
+from fftlm_jax.evaluation.generated_text import find_copies
+from fftlm_jax.runtime.errors import DataError
+from fftlm_jax.training.batches import Prefetcher
 
 
 def written(folder, sizes):
@@ -100,7 +93,7 @@ def test_few_files_are_open_at_a_time_and_none_afterwards(tmp_path):
 
 def test_threads_may_read_at_once(tmp_path, monkeypatch):
     """Each would close what another has just opened and not yet read."""
-    monkeypatch.setattr(file_bytes, "_MOST_OPEN", 1)
+    monkeypatch.setattr(byte_sequence, "_MOST_OPEN", 1)
     data, expected = in_files(tmp_path, [100] * 8)
     at_once = os.pread
     monkeypatch.setattr(os, "pread", lambda *arguments: (time.sleep(0.001), at_once(*arguments))[1])
@@ -124,7 +117,7 @@ def test_threads_may_read_at_once(tmp_path, monkeypatch):
 
 def closed(data):
     """What the next read opens again."""
-    file_bytes._close_all(data.files._open)
+    byte_sequence._close_all(data.files._open)
     data.files._open.clear()
 
 

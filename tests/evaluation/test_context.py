@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fftlm_jax.checkpoints.saved_run import SavedRun
 from fftlm_jax.evaluation.context import bits_by_context, context_lengths, longest_context, spaced_places, summary
 from fftlm_jax.spectral import LowPass, no_filter
-from fftlm_jax.training.saved_run import SavedRun
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 

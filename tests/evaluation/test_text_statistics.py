@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fftlm_jax.evaluation import copies
-from fftlm_jax.evaluation.copies import find_copies
-from fftlm_jax.evaluation.grams import distinct_share, longest_repeat, names, repeated_share, words
+from fftlm_jax.evaluation import generated_text
+from fftlm_jax.evaluation.generated_text import (
+    distinct_share,
+    find_copies,
+    longest_repeat,
+    names,
+    repeated_share,
+    words,
+)
 
 LETTERS = st.binary(min_size=1, max_size=60).map(lambda b: bytes(x % 3 for x in b))
 BYTES = st.binary(min_size=1, max_size=40)
@@ -91,12 +97,12 @@ def texts_with_copies(draw):
 def test_copies_are_those_of_a_search_of_every_substring(case, block):
     """Also where copies lie across the borders of blocks."""
     pieces, corpus = case
-    before = copies._BLOCK
-    copies._BLOCK = block
+    before = generated_text._BLOCK
+    generated_text._BLOCK = block
     try:
         found = find_copies(np.stack([array(p) for p in pieces]), array(corpus), (16, 32, 64))
     finally:
-        copies._BLOCK = before
+        generated_text._BLOCK = before
     for length in (16, 32, 64):
         share, longest = brute_force(pieces, corpus, length)
         assert found.share[length] == pytest.approx(share)
@@ -122,6 +128,6 @@ def test_a_filter_that_lets_everything_through_changes_nothing(monkeypatch):
     corpus, pieces = rng.integers(0, 3, 4000).astype(np.uint8), rng.integers(0, 3, (2, 300)).astype(np.uint8)
     pieces[0, 40:90] = corpus[1000:1050]
     filtered = find_copies(pieces, corpus, (16, 32))
-    monkeypatch.setattr(copies, "_filter_index", lambda found: np.zeros(found.shape, np.int64))
+    monkeypatch.setattr(generated_text, "_filter_index", lambda found: np.zeros(found.shape, np.int64))
     assert find_copies(pieces, corpus, (16, 32)) == filtered
     assert filtered.longest >= 50

@@ -8,7 +8,7 @@ import pytest
 from experiments import plateau_simulation
 from experiments.plateau_simulation import TESTS, cells_of, judged, mean_raise, table
 from experiments.recorded_losses import Recording, record, simulate, take_apart
-from fftlm_jax.errors import UsageError
+from fftlm_jax.runtime.errors import UsageError
 
 STEPS = np.arange(100, 900)
 TREND = 1.3 + 12.0 * (STEPS + 40.0) ** -0.6

@@ -19,10 +19,12 @@ from experiments import sharpness, sharpness_bench
 from experiments.lanczos import top_eigenpair
 from experiments.landscape import Landscape, adam_scale, largest_stable, limit_of_adam, top_curvature
 from experiments.sharpness_bench import CUTOFFS, FACTORS, MEASURES, View
-from fftlm_jax.config import read_config
-from fftlm_jax.errors import UsageError
-from fftlm_jax.optim import label_params
-from fftlm_jax.training import run, setup
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.curriculum.controller import build_controller
+from fftlm_jax.model.language_model import low_pass_at
+from fftlm_jax.model.parameters import label_params
+from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.training import run
 from tests.tiny import tiny_values
 
 CONSTANT = {
@@ -91,7 +93,7 @@ def folder(tmp_path_factory):
 def trained(folder):
     """Landscapes at the lowest and the full cutoff, a state six steps into training at the former, and the text."""
     config, state = sharpness_bench.load_state(folder / "1_4-seed0")
-    low, full = (sharpness_bench.Landscape(config, setup.low_pass_at(config, cutoff)) for cutoff in (2, 9))
+    low, full = (sharpness_bench.Landscape(config, low_pass_at(config, cutoff)) for cutoff in (2, 9))
     return low, full, jax.tree.map(jnp.asarray, state), sharpness_bench.Bench(config)
 
 
@@ -250,5 +252,5 @@ def test_every_arm_is_a_valid_config_that_stays_at_its_cutoff(trial):
     (rule, schedule) = (override.partition("=")[2] for override in trial.overrides)
     values.curriculum.update(rule=rule, schedule=ast.literal_eval(schedule))
     config = read_config(values)
-    controller = setup.build_controller(config)
+    controller = build_controller(config)
     assert controller.cutoff == {"1/4": 16, "1/2": 32, "full": 65}[trial.arm] and controller.upcoming_cutoff() is None

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from experiments import soak
-from fftlm_jax import faults
+from fftlm_jax.runtime import faults
 from fftlm_jax.training import run
 from tests.tiny import tiny_values
 

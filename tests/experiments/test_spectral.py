@@ -10,7 +10,7 @@ from configs import spectral_sweep as config
 from experiments import plot_loss, plot_spectral_sweep, radial_noise, spectral_sweep
 from experiments.sweep import Outcome
 from experiments.trials import Trial
-from fftlm_jax.config import read_config
+from fftlm_jax.config.reading import read_config
 from tests.tiny import main_here
 
 LOG = """

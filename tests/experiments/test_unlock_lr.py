@@ -35,7 +35,7 @@ def test_oscillation_is_told_from_noise_and_from_descent():
 
 def test_every_arm_is_there_once_and_valid():
     from configs import curriculum_trial
-    from fftlm_jax.config import read_config
+    from fftlm_jax.config.reading import read_config
 
     trials = unlock_lr.trials(seeds=1)
     assert len({trial.arm for trial in trials}) == len(trials)

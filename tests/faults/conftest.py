@@ -2,7 +2,7 @@
 
 import pytest
 
-from fftlm_jax import faults
+from fftlm_jax.runtime import faults
 from fftlm_jax.training import run
 from tests.faults.runs import records_of, short_values
 from tests.tiny import hash_of

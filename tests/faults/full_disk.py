@@ -3,7 +3,7 @@
 import errno
 import os
 
-from fftlm_jax.training import appended, curves
+from fftlm_jax.recording import console, curves
 
 
 class FullDisk:
@@ -11,10 +11,10 @@ class FullDisk:
 
     def __init__(self, monkeypatch):
         self.full, self.failures, self._write = False, 0, os.write
-        monkeypatch.setattr(appended.os, "write", self.write)
+        monkeypatch.setattr(console.os, "write", self.write)
         monkeypatch.setattr(curves, "draw_curves", self.draw)
-        monkeypatch.setattr("fftlm_jax.raft.figure.draw_cycles", self.draw)
-        monkeypatch.setattr("fftlm_jax.training.tensorboard.EventsWriter.write_event", self.event)
+        monkeypatch.setattr("fftlm_jax.raft.cycles_figure.draw_cycles", self.draw)
+        monkeypatch.setattr("fftlm_jax.recording.tensorboard.EventsWriter.write_event", self.event)
 
     def write(self, handle, data):
         if not self.full:

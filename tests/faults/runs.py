@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from experiments.soak import training_records
-from fftlm_jax.training.checkpoint import temporary_folders
+from fftlm_jax.checkpoints.saved_step import temporary_folders
 from tests.tiny import ROOT, hash_of, tiny_values
 
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from fftlm_jax import compile_cache
+from fftlm_jax.runtime import compile_cache
 from tests.tiny import ROOT, tiny_values
 
 # Compiles one program again and again in one process, over a cache that is damaged in between.
 PROGRAM = """
 import os, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
-from fftlm_jax import compile_cache
+from fftlm_jax.runtime import compile_cache
 compile_cache.use(str(folder), {})
 import jax, jax.numpy as jnp
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -119,7 +119,6 @@ def test_the_oldest_of_too_many_go(tmp_path, monkeypatch):
 
 
 def test_the_key_is_no_part_of_what_a_run_is():
-    from fftlm_jax.config import read_config, to_dict
-    from fftlm_jax.training.resume import changes_of
+    from fftlm_jax.config.reading import changes_of, read_config, to_dict
 
     assert changes_of(to_dict(read_config(tiny_values())), read_config(tiny_values(compile_cache=""))) == {}

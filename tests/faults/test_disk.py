@@ -9,17 +9,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fftlm_jax import faults
-from fftlm_jax.errors import InUseError, NonFiniteError, SaveError
-from fftlm_jax.evaluate import main as evaluate
-from fftlm_jax.generation.cli import main as generate
-from fftlm_jax.training import run, run_directory
-from fftlm_jax.training.appended import AppendedFile
-from fftlm_jax.training.checkpoint import Checkpoints
-from fftlm_jax.training.manifest import manifest_fault, step_numbers, write_manifest
-from fftlm_jax.training.metrics import MetricsLog, read_metrics
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.verify import main as verify
+from fftlm_jax.checkpoints import run_directory
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.checkpoints.saved_step import manifest_fault, step_numbers, write_manifest
+from fftlm_jax.checkpoints.verification import main as verify
+from fftlm_jax.evaluation.evaluate_run import main as evaluate
+from fftlm_jax.generation.terminal import main as generate
+from fftlm_jax.recording.console import AppendedFile
+from fftlm_jax.recording.metrics import MetricsLog, read_metrics
+from fftlm_jax.runtime import faults
+from fftlm_jax.runtime.errors import InUseError, NonFiniteError, SaveError
+from fftlm_jax.training import run
 from tests.faults.full_disk import FullDisk
 from tests.faults.runs import assert_equal_runs, records_of, short_values
 from tests.tiny import hash_of

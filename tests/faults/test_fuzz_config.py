@@ -6,9 +6,10 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftlm_jax.config import Config, ModelConfig, read_config, read_model_config, to_dict
-from fftlm_jax.errors import ConfigError, RunError
-from fftlm_jax.training.saved_run import open_config
+from fftlm_jax.checkpoints.saved_run import open_config
+from fftlm_jax.config.reading import read_config, read_model_config, to_dict
+from fftlm_jax.config.schema import Config, ModelConfig
+from fftlm_jax.runtime.errors import ConfigError, RunError
 from tests.faults.fuzzing import JSON, NUMBERS, fuzz
 from tests.tiny import tiny_values
 

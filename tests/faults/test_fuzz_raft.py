@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftlm_jax.errors import CheckpointError, ConfigError
-from fftlm_jax.raft import from_yaml
 from fftlm_jax.raft.journal import KEPT, PLAN, RESULT, WEIGHTS, Journal, PartFile, array_bytes, arrays_of, lines_of
-from fftlm_jax.raft.setup import with_yaml_text
+from fftlm_jax.raft.lr_yaml import from_yaml
+from fftlm_jax.raft.raft_parts import with_yaml_text
+from fftlm_jax.runtime.errors import CheckpointError, ConfigError
 from tests.faults.fuzzing import JSON, fuzz
 from tests.tiny import tiny
 

@@ -6,17 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftlm_jax.errors import CheckpointError, UsageError
-from fftlm_jax.training.diagnostics import diagnose
-from fftlm_jax.training.diagnostics.stream import read_stream
-from fftlm_jax.training.host_state import require_training_host
-from fftlm_jax.training.manifest import is_step_name, manifest_fault
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.samples import read_samples, sample_entry
-from fftlm_jax.training.saved_step import read_host, read_metric
-from fftlm_jax.training.text_log import read_text_log
-from fftlm_jax.untrusted import parse_json, printable, shown
+from fftlm_jax.checkpoints.contents import require_training_host
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.saved_step import is_step_name, manifest_fault, read_host, read_metric
+from fftlm_jax.doctor import diagnose
+from fftlm_jax.doctor.evidence import read_stream
+from fftlm_jax.doctor.text_log import read_text_log
+from fftlm_jax.recording.metrics import read_metrics, read_samples, sample_entry
+from fftlm_jax.runtime.errors import CheckpointError, UsageError
+from fftlm_jax.runtime.untrusted import parse_json, printable, shown
 from tests.faults.fuzzing import JSON, NUMBERS, fuzz
 
 CONTENTS = st.one_of(st.binary(max_size=60), JSON.map(lambda value: json.dumps(value).encode()))

@@ -10,17 +10,17 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
 
-from fftlm_jax.config import to_dict
-from fftlm_jax.errors import CheckpointError, RunError
-from fftlm_jax.generation import cli
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.checkpoints.saved_step import MANIFEST, manifest_fault, read_arrays, write_manifest
+from fftlm_jax.checkpoints.verification import main as verify
+from fftlm_jax.config.reading import to_dict
+from fftlm_jax.generation import terminal
 from fftlm_jax.model import init_params
-from fftlm_jax.training import loop, saved_run
-from fftlm_jax.training.checkpoint import Checkpoints
-from fftlm_jax.training.manifest import MANIFEST, manifest_fault, write_manifest
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.saved_step import read_arrays
-from fftlm_jax.training.setup import config_of, first_state
-from fftlm_jax.training.verify import main as verify
+from fftlm_jax.runtime.errors import CheckpointError, RunError
+from fftlm_jax.training import loop
+from fftlm_jax.training.run_parts import config_of, first_state
 from tests.tiny import tiny, tiny_values
 
 VALUES = {"model__n_layers": 1, "curriculum__rule": "none", "sample__bytes": 0, "train__epochs": 1}
@@ -111,7 +111,8 @@ def test_what_a_file_declares_is_compared_before_it_is_read(copy, case, nothing_
 
 
 def controller_and_optimizer(config):
-    from fftlm_jax.training.setup import build_controller, build_optimizer_of
+    from fftlm_jax.curriculum.controller import build_controller
+    from fftlm_jax.training.optimizer import build_optimizer_of
 
     return build_controller(config), build_optimizer_of(config)
 
@@ -203,7 +204,7 @@ def test_no_link_leads_out_of_a_run_directory(copy, name, capsys):
         saved_run.load(copy, "last")
     with pytest.raises(CheckpointError, match=message):
         config_of(tiny_values(**VALUES, init__checkpoint=str(copy)))
-    assert cli.main([f"--workdir={copy}", "--prompt=a"]) == 4
+    assert terminal.main([f"--workdir={copy}", "--prompt=a"]) == 4
     assert verify(["verify", str(copy)]) == 4
     err = capsys.readouterr().err
     assert err.count(message) == 2 and "Traceback" not in err

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from fftlm_jax.training import loop, setup
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.training import loop
 from fftlm_jax.training.compiler import StepCompiler
-from fftlm_jax.training.run_directory import RunDirectory
 from tests.tiny import ROOT, main_here, run_main
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -27,7 +27,7 @@ def command(tmp_path, monkeypatch, capsys):
     def call(*arguments, reads_data=False):
         with monkeypatch.context() as patch:
             if not reads_data:
-                patch.setattr(setup, "load_run_corpus", began)
+                patch.setattr(loop, "load_run_corpus", began)
                 patch.setattr(loop.TrainingRun, "__init__", began)
             code = main_here(f"--workdir={tmp_path / 'run'}", *arguments)
         out, err = capsys.readouterr()

@@ -5,10 +5,10 @@ import importlib
 import jax
 import pytest
 
-from fftlm_jax.config import read_config
-from fftlm_jax.config_rules_size import LARGEST_MODEL, parameter_count, require_room
-from fftlm_jax.errors import CheckpointError, ConfigError
+from fftlm_jax.config.limits import LARGEST_MODEL, parameter_count, require_room
+from fftlm_jax.config.reading import read_config
 from fftlm_jax.model import build
+from fftlm_jax.runtime.errors import CheckpointError, ConfigError
 from tests.test_config import CONFIGS
 from tests.tiny import tiny, tiny_values
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftlm_jax.command_line import run_command
-from fftlm_jax.errors import UsageError
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.verification import main as verify
 from fftlm_jax.generation import terminal_text
-from fftlm_jax.training.console import Console
+from fftlm_jax.recording.console import Console
+from fftlm_jax.recording.metrics import read_samples
+from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.untrusted import printable
 from fftlm_jax.training.recorder import Recorder
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.samples import read_samples
-from fftlm_jax.training.verify import main as verify
-from fftlm_jax.untrusted import printable
 from tests.faults.fuzzing import fuzz
 from tests.tiny import tiny
 

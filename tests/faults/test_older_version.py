@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fftlm_jax.config import to_dict
-from fftlm_jax.errors import CheckpointError
-from fftlm_jax.training import saved_run, setup
-from fftlm_jax.training.checkpoint import Checkpoints
-from fftlm_jax.training.manifest import manifest_fault
-from fftlm_jax.training.verify import state_hash
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.checkpoints.saved_step import manifest_fault
+from fftlm_jax.checkpoints.verification import state_hash
+from fftlm_jax.config.reading import to_dict
+from fftlm_jax.runtime.errors import CheckpointError
+from fftlm_jax.training import run_parts
+from fftlm_jax.training.optimizer import build_optimizer_of
 from tests.tiny import tiny
 
 HASH = "24af50502fcb2cf617746db6add6e5073bf5ea3abcfff59ac2dce560c08d8b1e"
@@ -25,7 +27,7 @@ SMALL = {"model__d_model": 4, "model__n_layers": 1, "model__conv_heads": 2, "mod
 def state_of_0_1():
     """Arrays of a tiny model and its optimizer whose values are their own places."""
     config = tiny(**SMALL)
-    leaves, structure = jax.tree.flatten(setup.abstract_state(config, setup.build_optimizer_of(config)))
+    leaves, structure = jax.tree.flatten(run_parts.abstract_state(config, build_optimizer_of(config)))
     values = [jnp.arange(leaf.size).reshape(leaf.shape).astype(leaf.dtype) for leaf in leaves]
     return jax.tree.unflatten(structure, values)
 
@@ -39,7 +41,7 @@ def test_a_step_as_the_first_version_saved_it_is_read(tmp_path):
     (tmp_path / "3" / "manifest.json").write_text(json.dumps(only_files, indent=2) + "\n")
     assert manifest_fault(tmp_path / "3") is None
     config = tiny(**SMALL)
-    restored = Checkpoints(tmp_path).restore(setup.abstract_state(config, setup.build_optimizer_of(config)))
+    restored = Checkpoints(tmp_path).restore(run_parts.abstract_state(config, build_optimizer_of(config)))
     assert restored.step == 3 and state_hash(restored.arrays, restored.host["controller"]) == HASH
 
 

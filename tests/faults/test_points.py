@@ -6,11 +6,10 @@ Death is an exception here, so that one process serves for all; `test_processes.
 
 import pytest
 
-from fftlm_jax import faults
-from fftlm_jax.errors import UsageError
+from fftlm_jax.checkpoints.saved_step import step_numbers, temporary_folders
+from fftlm_jax.runtime import faults
+from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.training import run
-from fftlm_jax.training.checkpoint import temporary_folders
-from fftlm_jax.training.manifest import step_numbers
 from tests.faults.runs import assert_equal_runs, records_of, short_values
 from tests.raft.raft_run import PHASES, place_of
 from tests.tiny import hash_of

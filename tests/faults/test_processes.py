@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from fftlm_jax import faults
+from fftlm_jax.checkpoints.saved_step import step_numbers
+from fftlm_jax.runtime import faults
 from fftlm_jax.training import run
-from fftlm_jax.training.manifest import step_numbers
 from tests.faults.runs import assert_equal_runs, short_values
 from tests.tiny import main_here, run_main
 
@@ -18,7 +18,7 @@ CONFIG_FILE = """
 import sys, types
 from tests.faults.runs import short_values
 
-sys.modules["fftlm_jax.training.curves"] = types.SimpleNamespace(draw_curves=lambda records, file, title: file.touch())
+sys.modules["fftlm_jax.recording.curves"] = types.SimpleNamespace(draw_curves=lambda records, file, title: file.touch())
 
 def get_config():
     return short_values()

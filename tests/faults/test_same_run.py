@@ -5,13 +5,12 @@ import time
 
 import pytest
 
-from fftlm_jax.config import to_dict
-from fftlm_jax.errors import CheckpointError
+from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.checkpoints.saved_step import step_numbers
+from fftlm_jax.config.reading import refuse_changes, to_dict
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.training import loop, progress, run
-from fftlm_jax.training.checkpoint import Checkpoints
-from fftlm_jax.training.manifest import step_numbers
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.resume import refuse_changes
 from tests.faults.runs import assert_equal_runs, short_values
 from tests.tiny import hash_of, tiny
 

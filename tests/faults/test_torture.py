@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from experiments import soak, sweep
-from fftlm_jax import faults
-from fftlm_jax.errors import SaveError
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime import faults
+from fftlm_jax.runtime.errors import SaveError
 from fftlm_jax.training import run
-from fftlm_jax.training.metrics import read_metrics
 from tests.faults.runs import assert_equal_runs, short_values
 from tests.tiny import hash_of
 

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import optax
 
-from fftlm_jax.config import Config, read_config, to_dict
-from fftlm_jax.cutoff import freq_bins
-from fftlm_jax.training.checkpoint import Checkpoints
-from fftlm_jax.training.run_directory import RunDirectory
-from fftlm_jax.training.setup import load_run_corpus
-from fftlm_jax.training.step import TrainState
+from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.config.cutoff import freq_bins
+from fftlm_jax.config.reading import read_config, to_dict
+from fftlm_jax.config.schema import Config
+from fftlm_jax.data.corpus import load_run_corpus
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny_values
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from fftlm_jax.generation import SamplingConfig, cli, terminal_text
-from fftlm_jax.generation.block import Block
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.generation import SamplingConfig, terminal, terminal_text
+from fftlm_jax.generation.sampling import DecodedBytes
 from fftlm_jax.model import build
-from fftlm_jax.training import saved_run
 from tests.generation.made_up_run import copy_with, make_run
 
 PROMPT = "def café(".encode()
@@ -36,7 +36,7 @@ def next_byte_workdir(workdir):
 def models_built_once():
     """Which is half of what a command takes."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (cli, saved_run):
+        for module in (terminal, saved_run):
             monkeypatch.setattr(module, "build", functools.cache(build))
         yield
 
@@ -54,7 +54,7 @@ def generate(workdir, monkeypatch, capsysbinary):
 
     def call(*options, folder=workdir, typed=b"", stdin=io.TextIOWrapper):
         monkeypatch.setattr(sys, "stdin", stdin(io.BytesIO(typed)))
-        code = cli.main([f"--workdir={folder}", *options])
+        code = terminal.main([f"--workdir={folder}", *options])
         out, err = capsysbinary.readouterr()
         return code, out, err.decode()
 
@@ -112,9 +112,9 @@ def told(monkeypatch):
 
     def stream(params, prompts, length, sampling, **others):
         vars(seen).update(params=params, prompts=prompts, length=length, sampling=sampling, **others)
-        yield Block([b"." * length] * len(prompts), 0, 0)
+        yield DecodedBytes([b"." * length] * len(prompts), 0, 0)
 
-    monkeypatch.setattr(cli, "decoder_for", lambda *_: SimpleNamespace(stream=stream))
+    monkeypatch.setattr(terminal, "decoder_for", lambda *_: SimpleNamespace(stream=stream))
     return seen
 
 
@@ -133,7 +133,7 @@ def test_samples_are_shown_one_after_the_other(generate):
     assert samples[0] + b"\n" == generate(*options)[1], "the first is what a single one is"
 
 
-@pytest.mark.parametrize("mode", cli.MODES)
+@pytest.mark.parametrize("mode", terminal.MODES)
 def test_stop_ends_before_the_text(written, mode):
     option = f"--mode={mode}"
     text = written(option)
@@ -169,7 +169,7 @@ def test_greedy_speculation_writes_what_byte_by_byte_writes(written):
     assert written("--temperature=0", "--mode=speculative") == greedy == written("--temperature=0", "--seed=9")
 
 
-@pytest.mark.parametrize("mode", cli.MODES)
+@pytest.mark.parametrize("mode", terminal.MODES)
 def test_stats_go_to_stderr_and_only_speculation_has_drafts(generate, mode):
     options = ("--prompt=ab", "--bytes=24", f"--mode={mode}")
     _, plain, quiet = generate(*options)
@@ -193,7 +193,7 @@ def test_what_could_drive_a_terminal_is_escaped_unless_raw(generate, tmp_path):
 def test_what_the_output_cannot_encode_is_escaped_too(workdir, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
-    assert cli.main([f"--workdir={workdir}", "--prompt=é", "--bytes=1"]) == 0
+    assert terminal.main([f"--workdir={workdir}", "--prompt=é", "--bytes=1"]) == 0
     assert out.buffer.getvalue().startswith(b"\\xe9")
 
 
@@ -222,7 +222,7 @@ def test_a_terminal_is_asked_for_its_lines(generate, told):
 
 def test_interactive_without_any_stdin_ends_at_once(workdir, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
-    assert cli.main([f"--workdir={workdir}", "--interactive"]) == 0
+    assert terminal.main([f"--workdir={workdir}", "--interactive"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
@@ -230,8 +230,8 @@ def test_an_interrupt_ends_the_text(workdir, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Writer, "write", interrupted)
-    assert cli.main([f"--workdir={workdir}", "--prompt=a"]) == 130
+    monkeypatch.setattr(terminal.Writer, "write", interrupted)
+    assert terminal.main([f"--workdir={workdir}", "--prompt=a"]) == 130
     assert capsys.readouterr().out == "\n"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from fftlm_jax.generation import Decoder, SamplingConfig, drafts
+from fftlm_jax.generation import Decoder, SamplingConfig, sampling
 from fftlm_jax.generation.sampling import log_probabilities, remember
 from fftlm_jax.model.streaming import Stream, lay_out
 from fftlm_jax.spectral import no_filter
@@ -34,7 +34,7 @@ def two_laws(seed: int = 0):
         return [np.log((law / law.sum()).astype(np.float32)) for law in (p, q)]
 
 
-residual = jax.jit(drafts.residual)
+residual = jax.jit(sampling.residual)
 
 
 def test_a_byte_that_stands_or_is_drawn_anew_follows_the_target():
@@ -43,7 +43,7 @@ def test_a_byte_that_stands_or_is_drawn_anew_follows_the_target():
     p, q = np.exp(log_p), np.exp(log_q)
     grid = ((np.arange(4000) + 0.5) / 4000).astype(np.float32)  # In place of uniform numbers.
     many = lambda law: np.tile(law, (len(grid), 1))
-    accepts = jax.jit(drafts.accepts)
+    accepts = jax.jit(sampling.accepts)
     each = [accepts(grid, np.full(len(grid), x), many(log_q), many(log_p)) for x in range(5)]
     stood = np.mean(each, axis=1)
     np.testing.assert_allclose(stood[q > 0], np.minimum(1, p / np.where(q > 0, q, 1))[q > 0], atol=1e-3)
@@ -58,7 +58,7 @@ def test_equal_laws_leave_no_residual_and_fall_back_on_the_target():
 
 def test_what_was_remembered_after_each_byte():
     recent, new = np.asarray([1, 2, 3]), np.asarray([4, 5])
-    after_each = jax.jit(drafts.after_each)
+    after_each = jax.jit(sampling.after_each)
     np.testing.assert_array_equal(after_each(recent, new), [[2, 3, 4], [3, 4, 5]])
     np.testing.assert_array_equal(after_each(recent[:1], new), [[4], [5]])
     assert after_each(recent[:0], new).shape == (2, 0)
@@ -135,7 +135,7 @@ def half_as_often(uniform_X, bytes_X, log_q_XV, log_p_XV):
     return drafts_accepts(2 * uniform_X, bytes_X, log_q_XV, log_p_XV)
 
 
-drafts_accepts = drafts.accepts
+drafts_accepts = sampling.accepts
 FAULTS = {
     "every draft stands": ("accepts", always),
     "p and q exchanged": ("accepts", the_wrong_way_round),
@@ -147,6 +147,6 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_rule_is_caught(monkeypatch, fault):
     name, wrong = FAULTS[fault]
-    monkeypatch.setattr(drafts, name, wrong)
+    monkeypatch.setattr(sampling, name, wrong)
     block = 100 + list(FAULTS).index(fault)  # Compiled anew: the right rule is in the other one.
     assert p_value(PLAIN, "speculative", block) < 1e-9

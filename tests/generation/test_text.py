@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fftlm_jax.generation import StopStrings, TerminalText, terminal_text, until_stopped
-from fftlm_jax.generation.block import Block
+from fftlm_jax.generation.sampling import DecodedBytes
 
 AB = st.text(alphabet="ab", max_size=12).map(str.encode)
 
@@ -42,12 +42,14 @@ def test_nothing_is_held_back_that_cannot_begin_a_stop_string():
 
 def test_rows_stop_by_themselves_and_the_last_one_ends_it():
     def blocks():
-        yield Block([b"ab", b"x."], 0, 0)
-        yield Block([b"cd.", b"lost"], 0, 0)
+        yield DecodedBytes([b"ab", b"x."], 0, 0)
+        yield DecodedBytes([b"cd.", b"lost"], 0, 0)
         raise AssertionError("every row had stopped")
 
     assert list(until_stopped(blocks(), 2, [b"."])) == [[b"ab", b"x"], [b"cd", b""]]
-    assert list(until_stopped([Block([b"a<"], 0, 0)], 1, [b"<e>"])) == [[b"a"], [b"<"]], "no stop: what was held comes"
+    assert list(until_stopped([DecodedBytes([b"a<"], 0, 0)], 1, [b"<e>"])) == [[b"a"], [b"<"]], (
+        "no stop: what was held comes"
+    )
 
 
 @pytest.mark.parametrize(

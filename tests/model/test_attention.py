@@ -6,9 +6,9 @@ import pytest
 from flax import nnx
 
 from configs import aligned, attention
-from fftlm_jax.config import read_config
+from fftlm_jax.config.reading import read_config
 from fftlm_jax.model import build
-from fftlm_jax.model.attention import rotate
+from fftlm_jax.model.mixers import rotate
 from fftlm_jax.spectral import no_filter
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny

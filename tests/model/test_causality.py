@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fftlm_jax.config import ModelConfig
-from fftlm_jax.model import memory
-from fftlm_jax.model.blocks import Block
+from fftlm_jax.config.schema import ModelConfig
+from fftlm_jax.model import spectral_memory
+from fftlm_jax.model.language_model import ResidualBlock
 from fftlm_jax.spectral import LowPass, no_filter
 from tests.model.lively import graph_and_params
 
@@ -128,7 +128,7 @@ def test_no_cutoff_changes_that(overrides):
 
 @pytest.mark.parametrize("kind", ("aligned", "polar"))
 def test_a_memory_read_one_byte_early_is_caught(monkeypatch, kind):
-    monkeypatch.setattr(memory, "pieces_done", lambda length, piece: (jnp.arange(length) + 2) // piece)
+    monkeypatch.setattr(spectral_memory, "pieces_done", lambda length, piece: (jnp.arange(length) + 2) // piece)
     # Of this config nothing else is compiled, so that no other test gets the wrong memory.
     config = model_config(memory=kind, n_layers=1, kernel_len=39)
     assert first_to_move(config, (no_filter(SEQ_LEN),), 79) == {78}
@@ -159,7 +159,7 @@ def blocks():
 
     @jax.jit
     def all_of(x, one_hot):
-        block: Block = nnx.merge(graph, {**params, "blocks": layer}).blocks
+        block: ResidualBlock = nnx.merge(graph, {**params, "blocks": layer}).blocks
         found = [jax.vjp(lambda x, low_pass=low_pass: block(x, low_pass, None), x) for low_pass in LOW_PASSES]
         return [y for y, _ in found], [transpose(one_hot)[0] for _, transpose in found]
 

@@ -9,11 +9,11 @@ import optax
 import pytest
 from flax import nnx
 
-from fftlm_jax.cutoff import freq_bins
+from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.model.lora import LoRA, init_adapters, merge, target_paths, unmerge
 from fftlm_jax.optim import scale_by_given_learning_rate
+from fftlm_jax.raft.fine_tuning import FineTuneState, make_fine_tune_step, rows_of
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training.fine_tune import FineTuneState, make_fine_tune_step, rows_of
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fftlm_jax.model import build, memory
+from fftlm_jax.model import build, spectral_memory
 from tests.tiny import tiny
 
 PIECE, PIECES = 16, 60
 BINS = PIECE // 2 + 1
 
 # All tests give them arrays of one shape each.
-piece_spectra = jax.jit(memory.piece_spectra, static_argnums=1)
-polar_states = jax.jit(memory.polar_states)
-aligned_states = jax.jit(memory.aligned_states)
+piece_spectra = jax.jit(spectral_memory.piece_spectra, static_argnums=1)
+polar_states = jax.jit(spectral_memory.polar_states)
+aligned_states = jax.jit(spectral_memory.aligned_states)
 
 
 def text(pieces: int = PIECES, seed: int = 0) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_states_never_outgrow_what_was_heard(kind):
 
 
 def test_a_state_is_read_from_the_end_of_its_piece_on():
-    np.testing.assert_array_equal(memory.pieces_done(9, 4), [0, 0, 0, 1, 1, 1, 1, 2, 2])
+    np.testing.assert_array_equal(spectral_memory.pieces_done(9, 4), [0, 0, 0, 1, 1, 1, 1, 2, 2])
 
 
 # A rest of 5 bytes is dropped.
@@ -117,7 +117,7 @@ def gradient_function(kind: str):
 
     @jax.jit
     def gradients(data):
-        graph, params = nnx.split(memory.SpectralMemory(config, nnx.Rngs(0)))
+        graph, params = nnx.split(spectral_memory.SpectralMemory(config, nnx.Rngs(0)))
         found = jax.grad(lambda params: jnp.sum(jnp.square(nnx.merge(graph, params)(data))))(params)
         return nnx.to_pure_dict(found)
 
@@ -134,7 +134,7 @@ def test_gradients_are_finite_in_silence(kind, data):
 
 
 def test_negative_control_a_bare_square_root_gives_nan(monkeypatch):
-    monkeypatch.setattr(memory, "safe_abs", lambda z: jnp.sqrt(z.real**2 + z.imag**2))
+    monkeypatch.setattr(spectral_memory, "safe_abs", lambda z: jnp.sqrt(z.real**2 + z.imag**2))
     assert np.isnan(gradient_function.__wrapped__("aligned")(TEXT)["rho"]).any()
 
 

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from fftlm_jax.model import build
-from fftlm_jax.training import setup
+from fftlm_jax.model.language_model import low_pass_at
+from fftlm_jax.training import run_parts
+from fftlm_jax.training.optimizer import build_optimizer_of
 from fftlm_jax.training.step import make_train_step
 from tests.tiny import tiny
 
@@ -24,9 +26,9 @@ def equations(jaxpr):
 
 def step_jaxpr(**overrides):
     config = tiny(**overrides)
-    tx = setup.build_optimizer_of(config)
-    step = make_train_step(config, build(config.model)[0], tx, setup.low_pass_at(config, 17))
-    state, *arguments = setup.step_arguments(config, tx, 2)
+    tx = build_optimizer_of(config)
+    step = make_train_step(config, build(config.model)[0], tx, low_pass_at(config, 17))
+    state, *arguments = run_parts.step_arguments(config, tx, 2)
     return state, list(equations(jax.make_jaxpr(step)(state, *arguments).jaxpr))
 
 

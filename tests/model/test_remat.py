@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fftlm_jax.model import score
-from fftlm_jax.training.setup import low_pass_at
+from fftlm_jax.model.language_model import low_pass_at
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 

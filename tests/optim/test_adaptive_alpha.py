@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fftlm_jax.optim import AdaptiveAlpha, orthogonal_radial_decomposition
-from fftlm_jax.optim.adaptive_alpha import adapt_alpha, init_adaptive_alpha
+from fftlm_jax.optim.radial import adapt_alpha, init_adaptive_alpha
 from tests.optim.matrices import normal
 
 W = normal(4, 6)

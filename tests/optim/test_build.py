@@ -8,11 +8,8 @@ import optax
 import pytest
 
 from fftlm_jax.model import build
+from fftlm_jax.model.parameters import DECAYED_GROUPS, MUON_GROUPS, label_params
 from fftlm_jax.optim import (
-    DECAYED_GROUPS,
-    MUON_GROUPS,
-    build_optimizer,
-    label_params,
     learning_rate_in_force,
     momentum_schedule,
     radial_statistics,
@@ -22,6 +19,7 @@ from fftlm_jax.optim import (
     scale_by_scheduled_learning_rate,
     stages_in_steps,
 )
+from fftlm_jax.training.optimizer import build_optimizer
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from fftlm_jax.optim import MatrixLayout, PerPath, from_matrices, resolve_layouts, to_matrices
-from fftlm_jax.optim.per_leaf import per_leaf
+from fftlm_jax.optim.leaves import per_leaf
 from tests.optim.matrices import normal
 
 CASES = (

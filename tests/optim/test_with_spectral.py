@@ -6,15 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fftlm_jax.optim import (
-    AdaptiveAlpha,
-    MatrixLayout,
-    PerPath,
-    orthogonalize,
-    polar,
-    radial_statistics,
-    with_spectral,
-)
+from fftlm_jax.optim import AdaptiveAlpha, MatrixLayout, PerPath, orthogonalize, polar, radial_statistics, with_spectral
 from tests.optim.matrices import cosine, decaying, normal, orthogonal, relative
 
 # Nearly all matrices have this shape, since an operation is compiled once for each.

@@ -13,14 +13,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fftlm_jax.checkpoints.save_restore import Checkpoints
 from fftlm_jax.curriculum import Answer
+from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.data import TrainingWindows
+from fftlm_jax.evaluation.held_out_bpb import HeldOut
 from fftlm_jax.model import build
+from fftlm_jax.model.language_model import low_pass_at
 from fftlm_jax.parallel import distribute
-from fftlm_jax.training import setup
-from fftlm_jax.training.checkpoint import Checkpoints
+from fftlm_jax.training import run_parts
+from fftlm_jax.training.batches import windows_sharding
 from fftlm_jax.training.compiler import StepVariant
-from fftlm_jax.training.held_out import HeldOut
+from fftlm_jax.training.optimizer import build_optimizer_of
 from fftlm_jax.training.step import events
 from tests.tiny import tiny
 
@@ -44,26 +48,26 @@ class Run:
     def __init__(self, **overrides):
         # 24 wide, so that no activation has the shape of a parameter.
         self.config = tiny(train__batch_size=8, model__d_model=24, model__ffn_mult=1.5, **overrides)
-        self.mesh = setup.build_mesh(self.config)
-        self.tx = setup.build_optimizer_of(self.config, self.mesh)
+        self.mesh = run_parts.build_mesh(self.config)
+        self.tx = build_optimizer_of(self.config, self.mesh)
         self.graph, self.abstract_params = build(self.config.model)
-        self.controller = setup.build_controller(self.config)
+        self.controller = build_controller(self.config)
         model = self.config.model
         self.data = np.random.default_rng(0).integers(97, 123, 4000).astype(np.uint8)
         self.windows = TrainingWindows(self.data, model.seq_len, model.chunk, self.config.seed)
 
     def train(self):
-        self.state = setup.first_state(self.config, self.controller, self.tx, self.mesh)
+        self.state = run_parts.first_state(self.config, self.controller, self.tx, self.mesh)
         accum, size = self.config.train.accum_steps, self.config.train.batch_size
-        with setup.build_compiler(self.config, self.graph, self.tx, self.mesh) as compiler:
-            variant = StepVariant(setup.low_pass_at(self.config, self.controller.cutoff), accum)
+        with run_parts.build_compiler(self.config, self.graph, self.tx, self.mesh) as compiler:
+            variant = StepVariant(low_pass_at(self.config, self.controller.cutoff), accum)
             compiled = compiler.get(variant).run
         self.text, self.memory = compiled.as_text(), compiled.memory_analysis()
         self.losses, order = [], hashlib.sha256()
         for step in range(STEPS):
             windows = self.windows.batch(step * accum * size, accum, size)
             if self.mesh is not None:
-                windows = distribute(windows, setup.windows_sharding(self.mesh))
+                windows = distribute(windows, windows_sharding(self.mesh))
             order.update(np.asarray(windows).tobytes())
             self.state, metrics = compiled(self.state, windows, *events(Answer()))
             self.losses.append(float(metrics.loss))
@@ -108,7 +112,7 @@ def moved_between_devices(run: Run) -> dict[str, bool]:
         target = Run(model__conv_method="fft", mesh__data=data, mesh__fsdp=fsdp, mesh__fsdp_min_size=500)
         with tempfile.TemporaryDirectory() as folder:
             Checkpoints(Path(folder) / "checkpoints").save(1, arrays, {})
-            abstract = setup.abstract_state(target.config, target.tx, target.mesh)
+            abstract = run_parts.abstract_state(target.config, target.tx, target.mesh)
             arrays = Checkpoints(Path(folder) / "checkpoints").restore(abstract).arrays
         placed = all(
             jax.tree.leaves(jax.tree.map(lambda x, a: a.sharding is None or x.sharding == a.sharding, arrays, abstract))

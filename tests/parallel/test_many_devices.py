@@ -106,8 +106,8 @@ def test_checkpoints_move_between_1_8_and_2_devices(found):
     ),
 )
 def test_what_cannot_be_is_refused_in_one_sentence(overrides, sentence):
-    from fftlm_jax.config import read_config
-    from fftlm_jax.errors import ConfigError
+    from fftlm_jax.config.reading import read_config
+    from fftlm_jax.runtime.errors import ConfigError
 
     with pytest.raises(ConfigError) as error:
         read_config(tiny_values(**overrides))
@@ -115,8 +115,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(overrides, sentence):
 
 
 def test_devices_that_are_not_there_are_refused():
-    from fftlm_jax.errors import UsageError
     from fftlm_jax.parallel import make_mesh
+    from fftlm_jax.runtime.errors import UsageError
 
     with pytest.raises(UsageError, match="data 2 x fsdp 2 devices, but there are 1"):
         make_mesh(2, 2, 8)

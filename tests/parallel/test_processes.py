@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.recording.metrics import read_metrics
 from tests.tiny import ROOT, hash_of, main_command, main_here, write_words
 
 pytestmark = pytest.mark.timeout(1500)

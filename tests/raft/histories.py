@@ -1,7 +1,7 @@
 """Made-up results of cycles for the tests of the advisor and the report: healthy unless told otherwise."""
 
+from fftlm_jax.raft.cycle_lr import Knobs
 from fftlm_jax.raft.cycle_result import CycleResult, HeldOutResult, SampleResult, TrainResult
-from fftlm_jax.raft.rules import Knobs
 
 KNOBS = Knobs(
     "constant", 2e-3, 0.85, temperature=1.0, anchor=0.0, epochs=3, warmup=0, max_epochs=100, lr_source=""

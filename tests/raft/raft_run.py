@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from configs import raft as shipped
-from fftlm_jax import faults
 from fftlm_jax.raft.journal import Journal
+from fftlm_jax.runtime import faults
 from tests.tiny import tiny_values
 
 
@@ -110,5 +110,5 @@ def die(monkeypatch, run: Callable[[], object], cycle: int, name: str, how: str)
 
 
 def place_of(name: str) -> str:
-    """What `fftlm_jax.faults` calls the place behind a phase's file."""
+    """What `fftlm_jax.runtime.faults` calls the place behind a phase's file."""
     return f"raft_{Path(name).stem}"

@@ -7,7 +7,7 @@ sampling or what happens to them trace and load the same program once.
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from fftlm_jax.raft import engine, loop, setup
+from fftlm_jax.raft import engine, raft_parts, run_cycles
 
 _programs: dict[Hashable, Any] = {}
 
@@ -29,7 +29,7 @@ def share(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(engine.Engine, "_step", shared_step)
     monkeypatch.setattr(engine, "make_answer_loss", shared_answer_loss)
-    for module in (engine, loop, setup):
+    for module in (engine, run_cycles, raft_parts):
         monkeypatch.setattr(module, "build", shared_build)
 
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fftlm_jax.raft.advisor import advise, advise_all, lr_factor_of
-from fftlm_jax.raft.rules.loss_shape import ends, largest_spike, smallest_swing
+from fftlm_jax.raft.advise import advise, advise_all, lr_factor_of
+from fftlm_jax.raft.cycle_result import ends, largest_spike, smallest_swing
 from tests.raft.histories import FALLING, KNOBS, LEVEL, cycle, history
 
 RISING = (0.144, 0.196, 0.268, 0.328)

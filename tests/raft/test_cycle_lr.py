@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftlm_jax.raft import CycleLR, adapted, from_yaml, lr_area, to_yaml
-from fftlm_jax.raft.lr_yaml import float_text
+from fftlm_jax.raft.cycle_lr import CycleLR, adapted, lr_area
+from fftlm_jax.raft.lr_yaml import float_text, from_yaml, to_yaml
 
 WSD = CycleLR("wsd", 5e-5, warmup=2, stable=2, fall=4, final=0.2)
 

@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from fftlm_jax.config import differences, read_config, to_dict
-from fftlm_jax.raft.setup import schedule_of, with_yaml_text
+from fftlm_jax.config.reading import differences, read_config, to_dict
+from fftlm_jax.raft.raft_parts import schedule_of, with_yaml_text
 from tests.tiny import ROOT
 
 NAMES = ("raft_constant_lr", "raft_decay_lr", "raft_aggressive_decay")

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fftlm_jax.errors import CheckpointError
 from fftlm_jax.raft.journal import (
     RESULT,
     Journal,
@@ -19,6 +18,7 @@ from fftlm_jax.raft.journal import (
     rows_of_lines,
     text_of,
 )
+from fftlm_jax.runtime.errors import CheckpointError
 
 
 class Maker:

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from fftlm_jax.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
-from fftlm_jax.generation.cli import main as generate
-from fftlm_jax.raft import engine, fitting, phases
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.generation.terminal import main as generate
+from fftlm_jax.raft import engine, fine_tuning, phases
+from fftlm_jax.raft.cycle_recorder import RaftRecorder
 from fftlm_jax.raft.journal import Journal, arrays_of, bytes_of, rows_of_lines
-from fftlm_jax.raft.loop import run
-from fftlm_jax.raft.recorder import RaftRecorder
+from fftlm_jax.raft.run_cycles import run
 from fftlm_jax.raft.tasks import make_task
-from fftlm_jax.training import saved_run
-from fftlm_jax.training.interrupts import Interrupts
+from fftlm_jax.runtime.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
+from fftlm_jax.runtime.process import Interrupts
 from tests.faults.full_disk import FullDisk
 from tests.raft.raft_run import PHASES, WAYS_TO_DIE, Killed, copy_until, die, journal_hashes, raft_values
 
@@ -82,9 +82,9 @@ def test_a_run_that_dies_in_every_phase_ends_as_if_it_had_not(straight, tmp_path
 
 
 def test_interrupted_while_training_and_while_sampling_it_goes_on_within_both(straight, tmp_path, monkeypatch):
-    restored, restore = [], fitting._restore
+    restored, restore = [], fine_tuning._restore
     asked, complete = [], engine.complete
-    monkeypatch.setattr(fitting, "_restore", lambda *a: restored.append(restore(*a)) or restored[-1])
+    monkeypatch.setattr(fine_tuning, "_restore", lambda *a: restored.append(restore(*a)) or restored[-1])
     monkeypatch.setattr(engine, "complete", lambda *a, **k: asked.append(k["first_batch"]) or complete(*a, **k))
     request = _handler(monkeypatch)
 
@@ -378,8 +378,8 @@ def test_bad_configs_are_refused_before_anything_is_written(tmp_path, message, o
 
 
 def test_the_cards_snippets_load_as_they_stand(tmp_path):
-    from fftlm_jax.raft.setup import schedule_of, with_yaml_text
-    from fftlm_jax.training.setup import config_of
+    from fftlm_jax.raft.raft_parts import schedule_of, with_yaml_text
+    from fftlm_jax.training.run_parts import config_of
 
     snippets = {
         "training:\n  learning_rate: 5e-5  # same all cycles\n": [5e-5, 5e-5, 5e-5],

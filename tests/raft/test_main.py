@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from fftlm_jax import faults
 from fftlm_jax.raft.advise import main as advise
-from fftlm_jax.raft.loop import run
 from fftlm_jax.raft.report import main as report
+from fftlm_jax.raft.run_cycles import run
+from fftlm_jax.runtime import faults
 from tests.raft.raft_run import journal_hashes, shipped_values
 from tests.tiny import main_here, run_main, start_main
 
@@ -18,7 +18,9 @@ CONFIG_FILE = """
 import sys, types
 from tests.raft.raft_run import shipped_values
 
-sys.modules["fftlm_jax.raft.figure"] = types.SimpleNamespace(draw_cycles=lambda results, file, title: file.touch())
+sys.modules["fftlm_jax.raft.cycles_figure"] = types.SimpleNamespace(
+    draw_cycles=lambda results, file, title: file.touch()
+)
 
 def get_config():
     return shipped_values()

@@ -4,11 +4,10 @@ import dataclasses
 
 import pytest
 
-from fftlm_jax.config import RaftConfig
+from fftlm_jax.config.schema import RaftConfig
 from fftlm_jax.raft.cycle_lr import CycleLR
-from fftlm_jax.raft.cycle_result import CycleResult, HeldOutResult, SampleResult, TrainResult
-from fftlm_jax.raft.planning import has_regressed, next_plan, rollbacks
-from fftlm_jax.raft.rules.history import best_of
+from fftlm_jax.raft.cycle_result import CycleResult, HeldOutResult, SampleResult, TrainResult, best_of
+from fftlm_jax.raft.selection import has_regressed, next_plan, rollbacks
 from tests.tiny import tiny
 
 DECAY = CycleLR("exponential", 1e-3, 0.5)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from fftlm_jax.raft.tasks import Problem, make_pools, make_task
-from fftlm_jax.raft.tasks import pools as pools_module
+from fftlm_jax.raft.tasks import task as pools_module
 
 SIZES = {"sft": 30, "raft": 120, "held_out": 60}
 TASKS = (

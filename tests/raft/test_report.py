@@ -6,9 +6,9 @@ import pytest
 from matplotlib import image
 from matplotlib import pyplot as plt
 
-from fftlm_jax.raft.advisor import advise_all
-from fftlm_jax.raft.figure import draw_cycles
-from fftlm_jax.raft.markdown import interval, markdown
+from fftlm_jax.raft.advise import advise_all
+from fftlm_jax.raft.cycles_figure import draw_cycles
+from fftlm_jax.raft.report import interval, markdown
 from tests.raft.histories import KNOBS, cycle, history
 
 RATES = (0.2, 0.3, 0.4, 0.25, 0.42)

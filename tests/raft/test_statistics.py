@@ -5,14 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fftlm_jax.raft.statistics import (
-    clustered_rate,
-    distinct_3grams,
-    longest_repeat,
-    pass_at_k,
-    pass_curve,
-    unique_valid,
-)
+from fftlm_jax.raft.measure import clustered_rate, distinct_3grams, longest_repeat, pass_at_k, pass_curve, unique_valid
 
 
 def test_pass_at_k_of_the_specification():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fftlm_jax.raft.step_rates import epochs_for, step_rates
+from fftlm_jax.raft.cycle_lr import epochs_for, step_rates
 
 
 @pytest.mark.parametrize("steps,mean", ((1, 1.0), (2, 0.75), (5, 0.6), (16, 0.531)))

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from fftlm_jax.raft import tasks
 from fftlm_jax.raft.tasks import END, TASKS, Verdict, fingerprint, judge, make_task
-from fftlm_jax.raft.tasks.expression import evaluate
-from fftlm_jax.raft.tasks.reachable import reachable
-from fftlm_jax.raft.tasks.shuffled import shuffled
+from fftlm_jax.raft.tasks.countdown import evaluate, reachable
+from fftlm_jax.raft.tasks.task import shuffled
 from tests.tiny import ROOT
 
 ALL = (

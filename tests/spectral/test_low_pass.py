@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fftlm_jax.cutoff import coefficients_passed
+from fftlm_jax.config.cutoff import coefficients_passed
 from fftlm_jax.spectral import (
     LowPass,
     causal_convolve,

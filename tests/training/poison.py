@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fftlm_jax.training import setup
+from fftlm_jax.training import run_parts
 from fftlm_jax.training import step as step_module
 
 
@@ -15,4 +15,4 @@ def poison_windows(monkeypatch):
 
     real = step_module.score
     monkeypatch.setattr(step_module, "score", score)
-    monkeypatch.setattr(setup, "make_train_step", step_module.make_train_step)  # None that other runs share.
+    monkeypatch.setattr(run_parts, "make_train_step", step_module.make_train_step)  # None that other runs share.

@@ -3,12 +3,12 @@
 import pytest
 
 from configs import aligned, quickstart
-from fftlm_jax.config import read_config
+from fftlm_jax.config.reading import read_config
 from fftlm_jax.curriculum import earliest_raises
-from fftlm_jax.training.advice import advice
-from fftlm_jax.training.diagnostics import NOTE, WARNING
+from fftlm_jax.curriculum.controller import build_controller
+from fftlm_jax.doctor.evidence import NOTE, WARNING
+from fftlm_jax.doctor.rules_config import advice
 from fftlm_jax.training.dry_run import dry_run
-from fftlm_jax.training.setup import build_controller
 from tests.tiny import tiny, tiny_values
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from fftlm_jax.errors import CheckpointError, SaveError
+from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.checkpoints.saved_step import manifest_fault, step_numbers
+from fftlm_jax.checkpoints.verification import state_hash
 from fftlm_jax.optim import Stage, scale_by_sawtooth
-from fftlm_jax.training.checkpoint import Checkpoints
-from fftlm_jax.training.manifest import manifest_fault, step_numbers
+from fftlm_jax.runtime.errors import CheckpointError, SaveError
 from fftlm_jax.training.progress import Progress
-from fftlm_jax.training.step import TrainState
-from fftlm_jax.training.verify import state_hash
 
 
 def make_state(value: float = 1.0) -> TrainState:

@@ -9,11 +9,11 @@ import pytest
 
 from experiments.doctor_false_alarms import healthy_run, warnings_of
 from fftlm_jax.curriculum import relative_improvement
+from fftlm_jax.doctor import WARNINGS, diagnose
+from fftlm_jax.doctor.evidence import HEALTHY, WARNING, facts_of, improvement_error, longest_alternation, measured_noise
+from fftlm_jax.doctor.rules_health import distinct_share
+from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.training import run
-from fftlm_jax.training.diagnostics import HEALTHY, WARNING, WARNINGS, diagnose, facts_of
-from fftlm_jax.training.diagnostics.health import distinct_share
-from fftlm_jax.training.diagnostics.noise import improvement_error, longest_alternation, measured_noise
-from fftlm_jax.training.metrics import read_metrics
 from tests.tiny import tiny, tiny_values
 
 pytestmark = pytest.mark.timeout(300)

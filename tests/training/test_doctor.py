@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fftlm_jax.training.diagnostics import HEALTHY, WARNING
-from fftlm_jax.training.doctor import examine, main
-from fftlm_jax.training.samples import read_samples, sample_entry
-from fftlm_jax.training.text_log import read_text_log
+from fftlm_jax.doctor.evidence import HEALTHY, WARNING
+from fftlm_jax.doctor.examine import examine, main
+from fftlm_jax.doctor.text_log import read_text_log
+from fftlm_jax.recording.metrics import read_samples, sample_entry
 from tests.tiny import tiny_values
 
 # The documents' numbers, in their format.

@@ -6,10 +6,11 @@ import shutil
 import orbax.checkpoint as ocp
 import pytest
 
-from fftlm_jax.errors import SaveError
-from fftlm_jax.training import checkpoint, run
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.verify import main as verify
+from fftlm_jax.checkpoints import save_restore
+from fftlm_jax.checkpoints.verification import main as verify
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.errors import SaveError
+from fftlm_jax.training import run
 from tests.tiny import tiny_values
 
 
@@ -28,7 +29,7 @@ def straight(tmp_path_factory):
 
 def fill_disk(monkeypatch, where, steps):
     """Saves of these steps fail: before anything is written, half-way, or when the manifest is to be written."""
-    save, write_manifest = ocp.CheckpointManager.save, checkpoint.write_manifest
+    save, write_manifest = ocp.CheckpointManager.save, save_restore.write_manifest
 
     def full(directory):
         raise OSError(errno.ENOSPC, "No space left on device", str(directory))
@@ -46,7 +47,7 @@ def fill_disk(monkeypatch, where, steps):
         write_manifest(directory)
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", failing_save)
-    monkeypatch.setattr(checkpoint, "write_manifest", failing_manifest)
+    monkeypatch.setattr(save_restore, "write_manifest", failing_manifest)
 
 
 @pytest.mark.parametrize("where", ("at once", "half-way", "manifest"))

@@ -9,10 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-from fftlm_jax.cutoff import freq_bins
+from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.optim import scale_by_given_learning_rate
-from fftlm_jax.spectral import LowPass
-from fftlm_jax.training.fine_tune import (
+from fftlm_jax.raft.fine_tuning import (
     FineTuneState,
     Rows,
     batches,
@@ -21,6 +20,7 @@ from fftlm_jax.training.fine_tune import (
     rows_of,
     steps_per_epoch,
 )
+from fftlm_jax.spectral import LowPass
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
+from fftlm_jax.checkpoints.run_directory import RunDirectory
 from fftlm_jax.curriculum import Raise
-from fftlm_jax.training.console import duration
-from fftlm_jax.training.curves import draw_curves
-from fftlm_jax.training.metrics import MetricsLog, read_metrics
+from fftlm_jax.recording.console import duration
+from fftlm_jax.recording.curves import draw_curves
+from fftlm_jax.recording.metrics import MetricsLog, read_metrics
 from fftlm_jax.training.recorder import Recorder
-from fftlm_jax.training.run_directory import RunDirectory
 from tests.tiny import tiny
 
 

@@ -13,10 +13,10 @@ import time
 
 import pytest
 
-from fftlm_jax import faults
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.verify import main as verify_main
-from fftlm_jax.xla_flags import CPU_FLAGS
+from fftlm_jax.checkpoints.verification import main as verify_main
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime import faults
+from fftlm_jax.runtime.process import CPU_FLAGS
 from tests.tiny import hash_of, main_here, run_main, start_main, write_words
 
 pytestmark = pytest.mark.timeout(300)

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 
-from fftlm_jax.errors import NonFiniteError
+from fftlm_jax.checkpoints.saved_step import read_host
+from fftlm_jax.checkpoints.verification import main as verify
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.errors import NonFiniteError
 from fftlm_jax.training import run
-from fftlm_jax.training.metrics import read_metrics
-from fftlm_jax.training.saved_step import read_host
-from fftlm_jax.training.verify import main as verify
 from tests.tiny import tiny_values
 from tests.training.poison import poison_windows
 

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fftlm_jax.checkpoints.contents import averaged_params
 from fftlm_jax.curriculum import Answer
+from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.data import TrainingWindows
 from fftlm_jax.model import build
+from fftlm_jax.model.language_model import low_pass_at
 from fftlm_jax.optim import sawtooth_learning_rate
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training import setup
+from fftlm_jax.training import run_parts
 from fftlm_jax.training.compiler import StepCompiler, StepVariant
-from fftlm_jax.training.step import averaged_params, events, make_train_step
+from fftlm_jax.training.optimizer import build_optimizer_of
+from fftlm_jax.training.step import events, make_train_step
 from tests.tiny import tiny
 from tests.training.poison import poison_windows
 
@@ -29,7 +33,7 @@ class Bench:
 
     def __init__(self, **overrides):
         self.config = tiny(**SMALL, **overrides)
-        self.tx, self.graph = setup.build_optimizer_of(self.config), graph_of(self.config.model)
+        self.tx, self.graph = build_optimizer_of(self.config), graph_of(self.config.model)
         state = first_state(self.config.curriculum.method, self.config.optim.ema_decay)
         self.state = jax.tree.map(jnp.asarray, state)  # Steps donate it.
         model = self.config.model
@@ -63,20 +67,20 @@ def graph_of(model):
 def first_state(method, ema_decay):
     """Nothing else that tests change makes it another one."""
     config = tiny(**SMALL, curriculum__method=method, optim__ema_decay=ema_decay)
-    controller, tx = setup.build_controller(config), setup.build_optimizer_of(config)
-    return jax.device_get(jax.jit(lambda: setup.first_state(config, controller, tx))())
+    controller, tx = build_controller(config), build_optimizer_of(config)
+    return jax.device_get(jax.jit(lambda: run_parts.first_state(config, controller, tx))())
 
 
 @functools.cache
 def jitted_step(config, cutoff):
-    low_pass = setup.low_pass_at(config, cutoff)
-    return make_train_step(config, graph_of(config.model), setup.build_optimizer_of(config), low_pass)
+    low_pass = low_pass_at(config, cutoff)
+    return make_train_step(config, graph_of(config.model), build_optimizer_of(config), low_pass)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def chunk_logits(config, cutoff, params, tokens):
     model = nnx.merge(graph_of(config.model), params)
-    return model.head.chunk(model(tokens, setup.low_pass_at(config, cutoff)))
+    return model.head.chunk(model(tokens, low_pass_at(config, cutoff)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def skipping():
     bench = make()
     with pytest.MonkeyPatch.context() as monkeypatch:
         poison_windows(monkeypatch)
-        step = make_train_step(bench.config, bench.graph, bench.tx, setup.low_pass_at(bench.config, 4))
+        step = make_train_step(bench.config, bench.graph, bench.tx, low_pass_at(bench.config, 4))
         step(bench.state, bench.batch(0), *NO_EVENT)  # Traces it.
     return make, step
 
@@ -263,7 +267,7 @@ def compiler_of(bench: Bench, log: list, real: StepVariant) -> StepCompiler:
         log.append((variant.low_pass.cutoff, variant.micro_batches))
         if variant != real:
             return jax.jit(lambda: 0).lower()
-        return bench.step_at(4).lower(*setup.step_arguments(bench.config, bench.tx, variant.micro_batches))
+        return bench.step_at(4).lower(*run_parts.step_arguments(bench.config, bench.tx, variant.micro_batches))
 
     return StepCompiler(lower, bench.config.model.kernel_len)
 
@@ -271,7 +275,7 @@ def compiler_of(bench: Bench, log: list, real: StepVariant) -> StepCompiler:
 @pytest.mark.timeout(120)
 def test_each_mask_and_batch_is_compiled_once_and_shared_by_equal_masks():
     bench, log = Bench(), []
-    variants = [StepVariant(setup.low_pass_at(bench.config, c), 2) for c in (4, 8, 16, 17)]
+    variants = [StepVariant(low_pass_at(bench.config, c), 2) for c in (4, 8, 16, 17)]
     with compiler_of(bench, log, variants[0]) as compiler:
         compiler.ahead(variants[1])
         first = compiler.get(variants[0])

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fftlm_jax.model import build
-from fftlm_jax.training import utilisation
-from fftlm_jax.training.utilisation import flops_per_byte, peak_flops
+from fftlm_jax.model import build, parameters
+from fftlm_jax.model.parameters import flops_per_byte, peak_flops
 from tests.tiny import tiny
 
 # Tiny's blocks: w_in, w_gate, w_out 16 x 16 and a feed-forward layer 16 -> 32 -> 16, twice; 12 taps; 4 bytes a chunk.
@@ -39,7 +38,7 @@ def test_flops_per_byte(overrides, expected):
 def test_it_is_near_what_the_compiler_counts():
     """Forward and backward of one layer, where products are nearly all there is: within a quarter of XLA's count."""
     from fftlm_jax.model import init_params, score
-    from fftlm_jax.training.setup import low_pass_at
+    from fftlm_jax.model.language_model import low_pass_at
 
     config = tiny(model__d_model=128, model__n_layers=1, model__conv_method="direct", objective__name="next_byte")
     graph, _ = build(config.model)
@@ -75,6 +74,6 @@ def test_peaks(kind, peak):
 def test_utilisation_counts_every_device(monkeypatch):
     config = tiny()
     params = {"blocks": {"mlp": {"w_up": {"kernel": jnp.zeros((2, 16, 32))}}}}
-    assert utilisation.utilisation(config, params, 1e6) is None, "a CPU has no known peak"
-    monkeypatch.setattr(utilisation, "peak_flops", lambda kind: 1e12)
-    assert utilisation.utilisation(config, params, 1e6) == pytest.approx(flops_per_byte(config, params) * 1e-6)
+    assert parameters.utilisation(config, params, 1e6) is None, "a CPU has no known peak"
+    monkeypatch.setattr(parameters, "peak_flops", lambda kind: 1e12)
+    assert parameters.utilisation(config, params, 1e6) == pytest.approx(flops_per_byte(config, params) * 1e-6)

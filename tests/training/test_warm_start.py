@@ -2,7 +2,7 @@
 
 import pytest
 
-from fftlm_jax.training.warm_start import rescaled_cutoff
+from fftlm_jax.checkpoints.saved_run import rescaled_cutoff
 
 
 @pytest.mark.parametrize(

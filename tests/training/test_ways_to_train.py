@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from fftlm_jax.training import run, saved_run
-from fftlm_jax.training.metrics import read_metrics
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.training import run
 from tests.tiny import hash_of, tiny_values
 
 WAYS_TO_TRAIN = (

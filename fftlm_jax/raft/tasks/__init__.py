@@ -3,13 +3,10 @@
 import difflib
 from collections.abc import Callable
 
-from fftlm_jax.raft.tasks.add import Add
-from fftlm_jax.raft.tasks.add_long import AddLong
 from fftlm_jax.raft.tasks.countdown import Countdown
+from fftlm_jax.raft.tasks.digits import Add, AddLong, Sort
 from fftlm_jax.raft.tasks.dyck import Dyck
-from fftlm_jax.raft.tasks.pools import Pools, make_pools
-from fftlm_jax.raft.tasks.sort import Sort
-from fftlm_jax.raft.tasks.task import END, Problem, Task, Verdict, fingerprint, judge
+from fftlm_jax.raft.tasks.task import END, Pools, Problem, Task, Verdict, fingerprint, judge, make_pools
 
 TASKS: dict[str, Callable[[int], Task]] = {
     "add": Add,

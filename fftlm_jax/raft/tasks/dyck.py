@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator
 from typing import ClassVar
 
-from fftlm_jax.raft.tasks.shuffled import shuffled
 from fftlm_jax.raft.tasks.task import (
     END,
     ERROR,
@@ -22,6 +21,7 @@ from fftlm_jax.raft.tasks.task import (
     Verdict,
     check_size,
     foreign,
+    shuffled,
 )
 
 _CLOSER = {ord("("): ord(")"), ord("["): ord("]")}

@@ -1,0 +1,1 @@
+"""Saved steps on disk: written, checked against their manifests, read, and started from."""

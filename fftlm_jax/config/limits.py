@@ -1,0 +1,143 @@
+"""What single config values may be, and how large a whole model, batch or run may be.
+
+Checks on single config values: each returns what is wrong with a value, in words, or None.
+
+How large a config may be: no typing error, and no config.json from elsewhere, may ask for terabytes.
+
+The bounds lie far beyond what this package is for; within them, a reader of a checkpoint compares with what the file
+holds (`require_room`).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from fftlm_jax.runtime.errors import CheckpointError
+
+Check = Callable[[Any], str | None]
+
+_LONGEST_NAME = 60  # Characters; comparing takes their square.
+
+
+def at_least(low: float) -> Check:
+    return lambda v: None if v >= low else f"must be at least {low}"
+
+
+def at_most(high: float) -> Check:
+    return lambda v: None if v <= high else f"must be at most {high}"
+
+
+def above(low: float) -> Check:
+    return lambda v: None if v > low else f"must be greater than {low}"
+
+
+def below(high: float) -> Check:
+    return lambda v: None if v < high else f"must be less than {high}"
+
+
+def within(low: float, high: float) -> Check:
+    return lambda v: None if low <= v <= high else f"must lie in [{low}, {high}]"
+
+
+def from_zero_below(high: float) -> Check:
+    return lambda v: None if 0 <= v < high else f"must lie in [0, {high})"
+
+
+def one_of(*options: str) -> Check:
+    def check(value: Any) -> str | None:
+        return None if value in options else f"must be one of {', '.join(options)}{nearest(str(value), options)}"
+
+    return check
+
+
+def key(*checks: Check) -> Any:
+    """A required config key with the checks on its value."""
+    return dataclasses.field(metadata={"checks": checks})
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A question after the option most like `name`, or nothing."""
+    if len(name) > _LONGEST_NAME:
+        return ""
+    close = difflib.get_close_matches(name, list(options), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+LARGEST_MODEL = 2**36  # Parameters.
+_LARGEST_KERNELS = 2**26  # Taps of a layer: they are made in float64, also where a model is only described.
+_LARGEST_SCORES = 2**38  # Numbers that attention compares positions with, of a layer and a micro-batch.
+_LARGEST_BATCH = 2**30  # Bytes of the windows of a micro-batch.
+_MOST_STEPS = 2**31 - 1  # Counted in int32 on the device.
+
+
+def parameter_count(model: Any) -> int:
+    """Number of parameters of a model, from its config alone: nothing is built, however large it is."""
+    width, hidden, layers = model.d_model, round(model.d_model * model.ffn_mult), model.n_layers
+    if model.mixer == "attention":
+        mixer = 4 * width**2
+    else:
+        mixer = model.conv_heads * model.kernel_len + width + (3 * width**2 if model.projections else 0)
+    blocks = layers * (mixer + 2 * width * hidden + 2 * width)
+    bins = 0 if model.memory == "none" else model.memory_piece // 2 + 1
+    memory = bins * (2 if model.memory == "aligned" else 1) + 2 * bins * width
+    return 256 * width + blocks + width + memory + 256 * model.chunk * width
+
+
+def require_room(where: str, needed: int, held: int) -> None:
+    """Refuses a model that a config describes far larger than the arrays that come with it, before it is built.
+
+    Args:
+        where: the config, for the message.
+        needed: parameters of the model.
+        held: numbers in the arrays.
+
+    Raises:
+        CheckpointError: saying so. Smaller differences are left to a comparison by name.
+    """
+    if needed > 2 * held + (1 << 20):
+        raise CheckpointError(
+            f"{where}: describes a model of {needed:,} parameters, but the weights beside it are {held:,} numbers."
+        )
+
+
+def model_size(config: Any) -> Iterator[str]:
+    """Of the section `model`."""
+    model, count = config.model, parameter_count(config.model)
+    if model.mixer == "convolution" and model.conv_heads * model.kernel_len > _LARGEST_KERNELS:
+        yield (
+            f"config.model.kernel_len: {model.conv_heads} heads of {model.kernel_len} taps are more than "
+            f"{_LARGEST_KERNELS} taps in a layer; lower it or conv_heads."
+        )
+    if count > LARGEST_MODEL:
+        yield (
+            f"config.model.d_model: the model would have {count:.1e} parameters, more than {LARGEST_MODEL:.1e}; lower "
+            "d_model, n_layers, ffn_mult, kernel_len or chunk."
+        )
+
+
+def batch_size(config: Any) -> Iterator[str]:
+    """Of the sections `model`, `train` and `eval`."""
+    for section in ("train", "eval"):
+        windows = getattr(config, section).batch_size
+        if windows * config.model.seq_len > _LARGEST_BATCH:
+            yield (
+                f"config.{section}.batch_size: {windows} windows of {config.model.seq_len} bytes are more than "
+                f"{_LARGEST_BATCH} bytes at once; lower it."
+            )
+        scores = windows * config.model.attention_heads * config.model.seq_len**2
+        if config.model.mixer == "attention" and scores > _LARGEST_SCORES:
+            yield (
+                f"config.{section}.batch_size: attention compares {scores:.1e} pairs of positions at once, more than "
+                f"{_LARGEST_SCORES:.1e}; lower it or model.seq_len."
+            )
+
+
+def steps(config: Any) -> Iterator[str]:
+    """Of the section `train`."""
+    train = config.train
+    if train.steps_per_epoch * train.epochs > _MOST_STEPS:
+        yield (
+            f"config.train.epochs: {train.epochs} of {train.steps_per_epoch} steps are more than {_MOST_STEPS} steps; "
+            "lower it."
+        )

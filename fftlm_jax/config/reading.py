@@ -1,0 +1,218 @@
+"""Reads a config into frozen dataclasses, compares two, and says what a resumed run may change.
+
+The config of a run, and the reader that turns a ConfigDict into frozen dataclasses.
+
+Keys, types and ranges are declared in `config_sections.py`, rules between keys in `config_rules.py`; all faults are
+collected and reported together, one sentence each.
+
+What a resumed run may change. Everything else is refused, field by field.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from fftlm_jax.config.limits import Check, nearest
+from fftlm_jax.config.schema import (
+    Config,
+    ModelConfig,
+)
+from fftlm_jax.runtime.errors import CheckpointError, ConfigError
+from fftlm_jax.runtime.untrusted import printable, shown, shown_name
+
+_MOST_UNKNOWN = 20  # Unknown keys of a section that are named.
+_MOST_FAULTS = 50  # That are told at once.
+_LONGEST_TUPLE = 2**16  # Entries.
+
+
+def read_config(values: Mapping[str, Any], *, with_data: bool = True) -> Config:
+    """Checks names, types and ranges of a (possibly nested ConfigDict) mapping and freezes it.
+
+    Args:
+        values: every key of `configs/aligned.py`.
+        with_data: whether the corpus must be there; a saved model can be used without it.
+
+    Raises:
+        ConfigError: with every fault found, including those of the rules between keys.
+    """
+    from fftlm_jax.config.rules import faults_between_keys  # Imported late: the rules need the classes above.
+
+    faults: list[str] = []
+    sections = _read_keys(Config, values, "", faults)
+    faults += faults_between_keys(sections, with_data)
+    if faults:
+        raise ConfigError(_the_first(faults))
+    return Config(**sections)
+
+
+def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
+    """The section `model` alone, checked as `read_config` checks it.
+
+    Raises:
+        ConfigError: with every fault found.
+    """
+    from fftlm_jax.config.rules import faults_between_keys
+
+    faults: list[str] = []
+    model = _read_section(ModelConfig, values, "model.", faults)
+    faults += faults_between_keys({"model": model})
+    if faults:
+        raise ConfigError(_the_first(faults))
+    return model
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a config, as `config.json` stores it (tuples become lists there)."""
+    return dataclasses.asdict(config)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) wherever two nested dicts differ; a missing key reads as None."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found.update(differences(a, b, f"{prefix}{name}."))
+        elif _as_lists(a) != _as_lists(b):
+            found[prefix + name] = (a, b)
+    return found
+
+
+def _read_section(cls: type, values: Any, path: str, faults: list[str]) -> Any:
+    """The dataclass of a section, or None if anything about it is wrong."""
+    before = len(faults)
+    read = _read_keys(cls, values, path, faults)
+    return cls(**read) if len(faults) == before else None
+
+
+def _read_keys(cls: type, values: Any, path: str, faults: list[str]) -> dict[str, Any]:
+    """The keys of a section that are there, None for those that are wrong; adds to `faults`."""
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        faults.append(
+            f"config.{path.rstrip('.')}: must be a section of keys, not {shown(values)}; set its keys one by one."
+        )
+        return {}
+    hints, given, known = typing.get_type_hints(cls), dict(values.items()), {f.name: f for f in dataclasses.fields(cls)}
+    unknown = [name for name in given if name not in known]
+    for name in unknown[:_MOST_UNKNOWN]:
+        close = nearest(str(name), known)
+        faults.append(f"config.{path}{shown_name(name)}: there is no such key{close}; see configs/aligned.py.")
+    if len(unknown) > _MOST_UNKNOWN:
+        faults.append(f"config.{path.rstrip('.') or 'root'}: {len(unknown) - _MOST_UNKNOWN} more keys are unknown.")
+    missing = [name for name in known if name not in given]
+    if missing:
+        faults.append(
+            f"config.{path.rstrip('.') or 'root'}: lacks {', '.join(missing)}; start from configs/aligned.py and "
+            "override single keys (--config.section.key=value), never a whole section."
+        )
+    read: dict[str, Any] = {}
+    for name, field in known.items():
+        if name not in given:
+            continue
+        if dataclasses.is_dataclass(hints[name]):
+            read[name] = _read_section(hints[name], given[name], f"{path}{name}.", faults)
+        else:
+            read[name] = _read_value(given[name], hints[name], field.metadata["checks"], f"config.{path}{name}", faults)
+    return read
+
+
+def _read_value(value: Any, hint: Any, checks: tuple[Check, ...], name: str, faults: list[str]) -> Any:
+    wanted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and tuple in wanted:
+        value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in wanted and int not in wanted:
+        value = _as_float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        names = " or ".join(t.__name__ for t in wanted)
+        faults.append(f"{name}: must be {names}, not {shown(value)} ({type(value).__name__}).")
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        faults.append(f"{name}: must be finite, not {value}.")
+        return None
+    if isinstance(value, tuple) and len(value) > _LONGEST_TUPLE:
+        faults.append(f"{name}: must have at most {_LONGEST_TUPLE} entries, not {len(value)}.")
+        return None
+    for check in checks:
+        fault = check(value)
+        if fault:
+            faults.append(f"{name}: {fault}, not {shown(value)}.")
+            return None
+    return value
+
+
+def _the_first(faults: list[str]) -> list[str]:
+    more = len(faults) - _MOST_FAULTS
+    return faults if more <= 0 else [*faults[:_MOST_FAULTS], f"And {more} more faults like these."]
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+# How a run is watched, not what it computes. Where a corpus lies is free too: its fingerprint is what must agree.
+_FREE = (
+    *("eval.every", "eval.before_raise", "eval.batch_size", "checkpoint.", "sample.", "profile.", "resume."),
+    *("train.log_every", "data.source", "data.path", "compile_cache", "model.remat", "mesh.", "distributed."),
+)
+# A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
+_NEVER = (
+    *("task", "raft.task", "raft.size", "raft.reversed_answer", "raft.trained", "raft.lora_", "raft.start"),
+    *("raft.sft_examples", "raft.prompts", "raft.held_out", "raft.first_level"),  # They deal the pools.
+    *("model.", "objective.backbone", "init.", "lr.schedule", "optim.name", "optim.ema_decay", "optim.cautious"),
+    *("optim.neuron_beta2", "optim.spectral_normalize", "optim.spectral_adaptive"),
+)
+_NEVER_EXCEPT = ("model.conv_method", "model.dropout")
+
+
+def changes_of(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """Differences from a saved config that change what a run computes, as dotted key -> (old, new)."""
+    return {name: pair for name, pair in differences(saved, to_dict(config)).items() if not name.startswith(_FREE)}
+
+
+def refuse_changes(saved: dict[str, Any], config: Config) -> None:
+    """Refuses every change of a run's config that `resume.allow` does not permit (by key or by section).
+
+    Raises:
+        CheckpointError: with every such difference, one a line.
+    """
+    changed = changes_of(saved, config)
+    refused = [name for name in changed if not _is_allowed(name, config.resume.allow) or _is_fixed(name)]
+    if not refused:
+        return
+    lines = [f"  {printable(name)}: {shown(changed[name][0])} -> {shown(changed[name][1])}" for name in refused]
+    on_request = [name for name in refused if not _is_fixed(name)]
+    fix = "Use the run's own values, or another --workdir"
+    if len(on_request) == len(refused):
+        fix += f', or permit the change with --config.resume.allow="{",".join(on_request)}"'
+    raise CheckpointError("the run in this folder was started with another config:\n" + "\n".join([*lines, f"{fix}."]))
+
+
+def require_same_corpus(saved: str, found: str, config: Config) -> None:
+    """Compares corpus fingerprints.
+
+    Raises:
+        CheckpointError: if they differ and `resume.allow` does not name `data`.
+    """
+    if saved != found and not _is_allowed("data", config.resume.allow):
+        raise CheckpointError(
+            f"data: the corpus differs from the run's (fingerprint {saved[:12]} -> {found[:12]}). Bring the old bytes "
+            "back, or permit the change with --config.resume.allow=data."
+        )
+
+
+def _is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == entry or name.startswith(f"{entry}.") for entry in allowed)
+
+
+def _is_fixed(name: str) -> bool:
+    return name.startswith(_NEVER) and name not in _NEVER_EXCEPT

@@ -1,0 +1,157 @@
+"""`python -m fftlm_jax.evaluate RUN_DIR`: how well a saved run predicts held-out text, and what it writes itself.
+
+    python -m fftlm_jax.evaluate runs/quickstart
+    python -m fftlm_jax.evaluate runs/quickstart --step=last --text=other.txt --generate=0
+
+Prints bits per byte, of next-byte prediction and of chunks at once, by position in the window, by offset in the chunk
+and by length of context; of generated text, how much is copied from the training text and how much repeats, beside
+the same of real text. Writes the numbers and a picture into the run directory (evaluation_<step>.json and .png).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.checkpoints.saved_run import SavedRun
+from fftlm_jax.data import ByteSequence, Corpus, bytes_of_files, evaluation_batches
+from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.evaluation.generated_text import SHORTEST_TEXT, generate
+from fftlm_jax.evaluation.held_out_bpb import Tally, make_evaluate
+from fftlm_jax.evaluation.results import context_results, draw, generated_results, results, table
+from fftlm_jax.model import build
+from fftlm_jax.runtime.errors import CheckpointError, DataError, SaveError, UsageError
+from fftlm_jax.runtime.process import run_command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
+    args = _parser().parse_args(arguments)
+    return run_command(lambda: _run(args))
+
+
+def tally_of(saved: SavedRun, text: ByteSequence) -> Tally:
+    """Losses of a saved run on a text, by place; every byte but the first is scored once.
+
+    Under the `signal` method only the last position of each window is, which sees no future.
+    """
+    model, graph = saved.config.model, build(saved.config.model)[0]
+    evaluate = make_evaluate(saved.config, graph, saved.low_pass)
+    batches = evaluation_batches(text, model.seq_len, model.chunk, saved.config.eval.batch_size)
+    return evaluate(saved.params, batches)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", help="run directory")
+    parser.add_argument("--step", default="best", help="best (lowest bpb of the raw weights), last, or a number")
+    parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
+    parser.add_argument("--text", help="score this whole file in place of the run's held-out part")
+    parser.add_argument("--max_bytes", type=int, default=0, help="of the text, from its beginning; 0 for all of it")
+    parser.add_argument("--contexts", type=int, default=1024, help="bytes for bpb by length of context; 0 for none")
+    parser.add_argument("--generate", type=int, default=4096, help="bytes to generate and compare; 0 for none")
+    parser.add_argument("--out", type=Path, help="where to write; by default evaluation_<step> in the run directory")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check(args)
+    saved = saved_run.load(args.workdir, args.step, averaged=args.ema)
+    corpus, corpus_notes = _corpus(args, saved)
+    text = _text(args, saved, corpus)
+    tally = tally_of(saved, text)
+    by_context, context_notes = _by_context(args, saved, text)
+    generation, generation_notes = _generation(args, saved, text, corpus)
+    found = {
+        "weights": "average" if args.ema else "raw",
+        "text": args.text or "held out",
+        **results(saved, tally, len(text)),
+        "by_context": by_context,
+        "generation": generation,
+        "notes": [*corpus_notes, *context_notes, *generation_notes],
+    }
+    out = args.out or Path(args.workdir) / _default_name(args, saved)
+    numbers, picture = (out.with_name(f"{out.name}{ending}") for ending in (".json", ".png"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        numbers.write_text(json.dumps(found, indent=1) + "\n")
+        draw(tally, found, picture, f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}")
+    except OSError as error:
+        raise SaveError(f"{out}: cannot be written ({error.strerror}).") from error
+    print(f"{table(found, tally)}\n\nsee {picture} and {numbers}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, ok, rule in (
+        ("max_bytes", args.max_bytes >= 0, "at least 0"),
+        ("contexts", args.contexts >= 0, "at least 0"),
+        ("generate", args.generate == 0 or args.generate >= SHORTEST_TEXT, f"0, or at least {SHORTEST_TEXT}"),
+    ):
+        if not ok:
+            raise UsageError(f"--{name}: must be {rule}, not {getattr(args, name)}.")
+
+
+def _by_context(
+    args: argparse.Namespace, saved: SavedRun, text: ByteSequence
+) -> tuple[dict[str, Any] | None, list[str]]:
+    if not args.contexts:
+        return None, []
+    if saved.low_pass.method == "signal":
+        return None, ["No bpb by length of context: the signal method filters whole windows and knows no shorter ones."]
+    model = saved.config.model
+    note = f"The memory cuts its pieces from a context's first byte on; below {model.memory_piece} bytes it is empty."
+    return context_results(saved, text, args.contexts), [note] if model.memory != "none" else []
+
+
+def _generation(
+    args: argparse.Namespace, saved: SavedRun, text: ByteSequence, corpus: Corpus | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    if not args.generate:
+        return None, []
+    generated = generate(saved, text, args.generate)
+    if generated is None:
+        why = f"{len(text)} bytes hold no prompt and {args.generate} bytes to compare with"
+        return None, [f"No generated text: {why}; give a longer text or a smaller --generate."]
+    return generated_results(saved, generated, None if corpus is None else corpus.train), []
+
+
+def _default_name(args: argparse.Namespace, saved: SavedRun) -> str:
+    """Tells apart what was evaluated, so that no evaluation replaces another kind."""
+    parts = ["evaluation", str(saved.step)]
+    parts += ["ema"] if args.ema else []
+    parts += [Path(args.text).stem] if args.text else []
+    parts += [f"{args.max_bytes}bytes"] if args.max_bytes else []
+    return "_".join(parts)
+
+
+def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, list[str]]:
+    """The run's corpus. Where it is gone or changed and --text stands in for it, None and a note."""
+    if args.text and not args.generate:
+        return None, []
+    if saved.config.task == "raft" and not args.text:
+        raise UsageError("--text: a fine-tuned run has no text of its own to be scored on; name one.")
+    no_copies = "No copies from the training text were looked for:"
+    try:
+        corpus = load_run_corpus(saved.config)
+    except DataError as error:
+        if not args.text:
+            raise
+        return None, [f"{no_copies} {error}"]
+    if corpus.fingerprint == saved.corpus:
+        return corpus, []
+    changed = f"the corpus differs from the run's (fingerprint {saved.corpus[:12]} -> {corpus.fingerprint[:12]})"
+    if args.text:
+        return None, [f"{no_copies} {changed}."]
+    raise CheckpointError(
+        f"{changed}, so its held-out part may have been trained on; bring the old bytes back, or name a --text."
+    )
+
+
+def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> ByteSequence:
+    text = bytes_of_files([Path(args.text)], "--text") if args.text else corpus.held_out
+    text = text[: args.max_bytes or None]
+    window = saved.config.model.seq_len + saved.config.model.chunk
+    if len(text) < window:
+        raise UsageError(f"the text of {len(text)} bytes holds no window of {window}; give a longer one.")
+    return text

@@ -1,0 +1,8 @@
+"""Command line: `python -m fftlm_jax.export`."""
+
+import sys
+
+from fftlm_jax.export.export_run import main
+
+if __name__ == "__main__":
+    sys.exit(main())

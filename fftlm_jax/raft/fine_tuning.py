@@ -1,0 +1,240 @@
+"""The fine-tuning step, and one training by known steps at known rates, resumable from a snapshot.
+
+The step of fine-tuning: rows of text of which some bytes count, and a learning rate that is given from outside.
+
+What is trained is all weights or the adapters beside them; the loss is the next-byte cross-entropy, averaged over the
+bytes that count, such as those of answers but not of their questions.
+Shapes: N rows, B rows of a batch, W bytes of a row; byte w is predicted at position w - 1.
+
+One training of a fine-tuning run: known steps at known rates, resumable from a snapshot of its state.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from fftlm_jax.checkpoints.run_directory import write_bytes
+from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.lora import LoRA, merge
+from fftlm_jax.raft.journal import array_bytes, arrays_of
+from fftlm_jax.runtime.errors import NonFiniteError
+from fftlm_jax.spectral import LowPass
+
+
+class Rows(NamedTuple):
+    """Texts of one width, and which of their bytes count."""
+
+    bytes_NW: np.ndarray  # uint8
+    weight_NW: np.ndarray  # float32; 1 where a byte is to be predicted, else 0.
+
+
+class FineTuneState(NamedTuple):
+    """What fine-tuning changes on the device."""
+
+    trained: Any  # Weights or adapters.
+    opt_state: optax.OptState
+    step: jax.Array  # int32 scalar: updates done.
+
+
+class FineTuneMetrics(NamedTuple):
+    """Of one step: the loss in nats per byte that counts, before the update; norms before clipping."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+    update_ratio: jax.Array  # |update| / |what is trained|
+
+
+FineTuneStep = Callable[..., tuple[FineTuneState, FineTuneMetrics]]
+
+
+def rows_of(pairs: list[tuple[bytes, bytes]], width: int) -> Rows:
+    """Rows of (question, answer) pairs, padded with zero bytes; the bytes of answers count.
+
+    Raises:
+        ValueError: if a pair is longer than `width`.
+    """
+    rows = Rows(np.zeros((len(pairs), width), np.uint8), np.zeros((len(pairs), width), np.float32))
+    for text_W, weight_W, (question, answer) in zip(*rows, pairs, strict=True):
+        end = len(question) + len(answer)
+        if end > width:
+            raise ValueError(f"{question + answer!r} has {end} bytes, more than a row of {width}")
+        text_W[:end] = np.frombuffer(question + answer, np.uint8)
+        weight_W[len(question) : end] = 1
+    return rows
+
+
+def batches(rows: Rows, batch_size: int, epochs: int, seed: tuple[int, ...]) -> Iterator[Rows]:
+    """Every row once an epoch, in an order of its own; the last batch of an epoch is filled with rows of weight 0."""
+    count = len(rows.bytes_NW)
+    for epoch in range(epochs):
+        order = np.random.default_rng((*seed, epoch)).permutation(count)
+        for first in range(0, count, batch_size):
+            chosen = order[first : first + batch_size]
+            padding = ((0, batch_size - len(chosen)), (0, 0))
+            yield Rows(*(np.pad(array[chosen], padding) for array in rows))
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Batches that `count` rows fill."""
+    return -(-count // batch_size)
+
+
+def answer_loss(graph: nnx.GraphDef, params: Params, low_pass: LowPass, rows: Rows, key: Any = None) -> tuple:
+    """Sums over a batch of the cross-entropy (nats) and of the weights of the bytes that count."""
+    bytes_BW = jnp.asarray(rows.bytes_NW, jnp.int32)
+    model = nnx.merge(graph, params)
+    logits_BTV = model.head.next_byte(model(bytes_BW[:, :-1], low_pass, key))
+    loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, bytes_BW[:, 1:])
+    weight_BT = rows.weight_NW[:, 1:]
+    return jnp.sum(loss_BT * weight_BT), jnp.sum(weight_BT)
+
+
+def make_fine_tune_step(
+    graph: nnx.GraphDef,
+    low_pass: LowPass,
+    tx: optax.GradientTransformationExtraArgs,
+    *,
+    lora: LoRA | None,
+    model_dropout: bool = False,
+) -> FineTuneStep:
+    """Builds `step(base, state, rows, learning_rate, key) -> (state, metrics)`, jitted, donating `state`.
+
+    `key` seeds dropout, whose masks are a function of it and of the step.
+
+    Args:
+        graph: from `model.build`.
+        low_pass: band limit of the mixers.
+        tx: an optimizer that ends in `scale_by_given_learning_rate`.
+        lora: of adapters, which are then what is trained while `base` stays as it is; None trains all weights (`base`
+            is then an empty dict).
+        model_dropout: whether the model's own dropout is on.
+    """
+
+    def loss_of(trained: Any, base: Params, rows: Rows, key: jax.Array) -> jax.Array:
+        lora_key, model_key = jax.random.split(key)
+        params = trained if lora is None else merge(base, trained, lora, lora_key if lora.dropout else None)
+        total, count = answer_loss(graph, params, low_pass, rows, model_key if model_dropout else None)
+        return total / count
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(
+        base: Params, state: FineTuneState, rows: Rows, learning_rate: jax.Array, key: jax.Array
+    ) -> tuple[FineTuneState, FineTuneMetrics]:
+        loss, grads = jax.value_and_grad(loss_of)(state.trained, base, rows, jax.random.fold_in(key, state.step))
+        updates, opt_state = tx.update(grads, state.opt_state, state.trained, learning_rate=learning_rate)
+        norm = optax.tree.norm
+        metrics = FineTuneMetrics(loss, norm(grads), norm(updates) / norm(state.trained))
+        return FineTuneState(optax.apply_updates(state.trained, updates), opt_state, state.step + 1), metrics
+
+    return step
+
+
+def make_answer_loss(graph: nnx.GraphDef, low_pass: LowPass, batch_size: int) -> Callable[[Params, Rows], float]:
+    """Builds `loss(params, rows)`: nats per byte that counts, over all rows."""
+    sums = jax.jit(lambda params, rows: answer_loss(graph, params, low_pass, rows))
+
+    def loss(params: Params, rows: Rows) -> float:
+        totals = np.zeros(2)
+        for first in range(0, len(rows.bytes_NW), batch_size):
+            part = [array[first : first + batch_size] for array in rows]
+            padding = ((0, batch_size - len(part[0])), (0, 0))
+            totals += jax.device_get(sums(params, Rows(*(np.pad(array, padding) for array in part))))
+        return float(totals[0] / totals[1])
+
+    return loss
+
+
+_NUMBERS = ("loss", "grad_norm", "update_ratio")
+
+
+class Fitted(NamedTuple):
+    """What a training left: the weights or adapters, and the numbers of its steps, float64 [steps]."""
+
+    trained: Any
+    loss: np.ndarray
+    grad_norm: np.ndarray
+    update_ratio: np.ndarray
+
+
+def fit(
+    step: FineTuneStep,
+    tx: optax.GradientTransformation,
+    base: Params,
+    trained: Any,
+    batches: Iterator[Rows],
+    rates: np.ndarray,
+    key: jax.Array,
+    *,
+    snapshot: Path,
+    every: int,
+    pause: Callable[[int], bool],
+) -> Fitted | None:
+    """Trains through all batches.
+
+    Args:
+        step: of `make_fine_tune_step`.
+        tx: its optimizer; the state is fresh.
+        base: weights that stay as they are; {} where all are trained.
+        trained: what is trained, as it is before the first step.
+        batches: one per rate.
+        rates: learning rate of every step.
+        key: of dropout.
+        snapshot: where the state is saved; one that is there is gone on from.
+        every: steps between snapshots.
+        pause: called after every step with the number done; True saves a snapshot and ends early.
+
+    Returns:
+        What came out, or None if it was paused.
+
+    Raises:
+        NonFiniteError: at a step whose loss, gradient or update is not finite.
+    """
+    # The step donates its state, and what the caller holds must outlive it.
+    state = FineTuneState(jax.tree.map(jnp.array, trained), tx.init(trained), jnp.zeros((), jnp.int32))
+    numbers = np.zeros((len(rates), len(_NUMBERS)))
+    state, done = _restore(snapshot, state, numbers)
+    for index, (rows, rate) in enumerate(zip(batches, rates, strict=True)):
+        if index < done:
+            continue
+        state, metrics = step(base, state, rows, np.float32(rate), key)
+        numbers[index] = [float(value) for value in metrics]
+        if not np.isfinite(numbers[index]).all():
+            loss, grad_norm, _ = numbers[index]
+            raise NonFiniteError(
+                f"step {index + 1} of {len(rates)}: loss {loss}, gradient norm {grad_norm} at LR {rate:.1e}; nothing "
+                f"of it was saved. Move cycles/{snapshot.parent.name} away, lower raft.lr_base or raft.sft_lr (with "
+                "--config.resume.allow=raft) and run the same command: it begins that cycle anew."
+            )
+        is_paused = pause(index + 1)
+        if is_paused or (index + 1) % every == 0:
+            _save(snapshot, state, numbers)
+        if is_paused:
+            return None
+    return Fitted(state.trained, *numbers.T)
+
+
+def _save(file: Path, state: FineTuneState, numbers: np.ndarray) -> None:
+    leaves = {f"{i:04}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+    write_bytes(file, array_bytes({**leaves, "numbers": numbers}))
+
+
+def _restore(file: Path, state: FineTuneState, numbers: np.ndarray) -> tuple[FineTuneState, int]:
+    """The state of a snapshot and the steps it has done; the given state and 0 where there is none that fits."""
+    leaves, structure = jax.tree.flatten(state)
+    try:
+        saved = arrays_of(file.read_bytes())
+        found = [saved[f"{i:04}"] for i in range(len(leaves))]
+        if [leaf.shape for leaf in found] != [leaf.shape for leaf in leaves] or saved["numbers"].shape != numbers.shape:
+            return state, 0
+    except (FileNotFoundError, KeyError, ValueError):
+        return state, 0
+    numbers[:] = saved["numbers"]
+    restored = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found])
+    return restored, int(restored.step)

@@ -1,0 +1,140 @@
+"""Builds the parts of a run: its config and corpus, optimizer, curriculum, first state and compiler."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.checkpoints.saved_run import (
+    ARCHITECTURE,
+    LOW_PASS,
+    coefficients_in_use,
+    load_weights,
+    require_held,
+    source_config,
+)
+from fftlm_jax.config.reading import read_config, to_dict
+from fftlm_jax.config.schema import Config
+from fftlm_jax.curriculum import Answer, Controller, starting_cutoff
+from fftlm_jax.model import build, init_params
+from fftlm_jax.model.language_model import low_pass_at, masks_parameters
+from fftlm_jax.parallel import distribute, make_mesh, state_shardings, within
+from fftlm_jax.spectral import mask_spectrum
+from fftlm_jax.training.batches import windows_sharding
+from fftlm_jax.training.compiler import StepCompiler, StepVariant
+from fftlm_jax.training.step import events, make_train_step, new_state
+
+
+def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> Config:
+    """Validates a config. With `init.checkpoint`, the architecture is that of the run it names.
+
+    So is, under a frozen backbone and in fine-tuning, the method of its cutoff: another would change what its kernels
+    compute.
+
+    Args:
+        values: config with every key.
+        begun: the config of the run that is resumed, if any: it took its architecture over when it began, and the run
+            it came from need not exist any more.
+    """
+    config = read_config(values)
+    if not config.init.checkpoint:
+        return config
+    merged = to_dict(config)
+    source = source_config(config.init.checkpoint) if begun is None else begun
+    keeps_cutoff = config.objective.is_frozen or config.task == "raft"
+    inherited = {"model": ARCHITECTURE, "curriculum": LOW_PASS if keeps_cutoff else ()}
+    for section, names in inherited.items():
+        given = source.get(section)
+        given = given if isinstance(given, Mapping) else {}
+        merged[section].update({name: given[name] for name in names if name in given})
+    merged_config = read_config(merged)
+    if begun is None:
+        require_held(config.init.checkpoint, merged_config.model)
+    return merged_config
+
+
+def build_mesh(config: Config) -> Mesh | None:
+    """The run's devices; None for a single one."""
+    return make_mesh(config.mesh.data, config.mesh.fsdp, config.train.batch_size)
+
+
+def first_state(
+    config: Config,
+    controller: Controller,
+    tx: optax.GradientTransformationExtraArgs,
+    mesh: Mesh | None = None,
+) -> TrainState:
+    """Initial (or `init.checkpoint`'s) weights and a fresh optimizer; sets the controller's starting cutoff.
+
+    Cosine coefficients above the starting cutoff are set to 0: they begin to learn at their raise. Under a frozen
+    backbone the cutoff stays the one that it was saved with. On a mesh, every device makes its own part.
+    """
+    shardings = None if mesh is None else shardings_of(abstract_state(config, tx, mesh))
+    if config.init.checkpoint:
+        params = init_params(config.model, config.seed)
+        params, saved_cutoff = load_weights(config.init.checkpoint, params, controller.rule.freq_bins)
+        if config.objective.is_frozen and saved_cutoff is not None:
+            controller.cutoff = saved_cutoff
+        else:
+            controller.cutoff = starting_cutoff(
+                max(controller.cutoff, saved_cutoff or 0),
+                controller.rule.ladder,
+                controller.rule.freq_bins,
+                epoch=config.init.epoch if saved_cutoff is None else None,
+                coefficients_in_use=coefficients_in_use(params),
+                kernel_len=config.model.kernel_len,
+            )
+        if shardings:
+            params = distribute(params, shardings.params)
+    else:
+        params = init_params(config.model, config.seed, shardings and shardings.params)
+    if masks_parameters(config) and not config.objective.is_frozen:
+        mixer = params["blocks"]["mixer"]
+        mixer["spectrum"] = mask_spectrum(mixer["spectrum"], low_pass_at(config, controller.cutoff))
+    if shardings:
+        return jax.jit(lambda params: new_state(config, params, tx), out_shardings=shardings)(params)
+    return new_state(config, params, tx)
+
+
+def abstract_state(config: Config, tx: optax.GradientTransformationExtraArgs, mesh: Mesh | None = None) -> TrainState:
+    """Shapes and dtypes of the state, and on a mesh what lies where; nothing allocated."""
+    params = build(config.model)[1]
+    state = jax.eval_shape(lambda params: new_state(config, params, tx), params)
+    if mesh is None:
+        return state
+    shardings = state_shardings(state, params, mesh, config.mesh.fsdp_min_size)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), state, shardings)
+
+
+def shardings_of(state: TrainState) -> TrainState:
+    """What lies where of an abstract state on a mesh."""
+    return jax.tree.map(lambda s: s.sharding, state)
+
+
+def step_arguments(
+    config: Config, tx: optax.GradientTransformationExtraArgs, micro_batches: int, mesh: Mesh | None = None
+) -> tuple[Any, ...]:
+    """Abstract arguments of a training step that accumulates so many micro-batches."""
+    shape = (micro_batches, config.train.batch_size, config.model.seq_len + config.model.chunk)
+    windows = jax.ShapeDtypeStruct(shape, np.uint8, sharding=windows_sharding(mesh))
+    return abstract_state(config, tx, mesh), windows, *events(Answer())
+
+
+def build_compiler(
+    config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, mesh: Mesh | None = None
+) -> StepCompiler:
+    """Compiles the run's steps, one per mask and number of micro-batches."""
+
+    def lower(variant: StepVariant) -> jax.stages.Lowered:
+        arguments = step_arguments(config, tx, variant.micro_batches, mesh)
+        step = make_train_step(config, graph, tx, variant.low_pass, mesh and shardings_of(arguments[0]))
+        with within(mesh):  # Here, since a background thread inherits no mesh.
+            return step.lower(*arguments)
+
+    on_one_cpu = mesh is None and jax.default_backend() == "cpu"
+    return StepCompiler(lower, config.model.kernel_len, rehearse=on_one_cpu)
