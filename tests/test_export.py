@@ -260,3 +260,9 @@ def test_names_are_paths():
     params = {"blocks": {"mixer": {"gain": 1, "w_in": 2}}, "head": {"kernel": 3}}
     assert tensors_of(params) == {"blocks.mixer.gain": 1, "blocks.mixer.w_in": 2, "head.kernel": 3}
     assert params_of(tensors_of(params)) == params
+
+
+def test_readmes_of_older_exports_still_import_what_they_name():
+    from fftlm_jax import export, exported
+
+    assert exported.load_exported is export.load_exported and exported.next_byte_logits is export.next_byte_logits

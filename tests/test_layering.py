@@ -10,12 +10,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fftlm_jax"
 
 # A part may import parts of a lower level, and itself. The commands `generate` and `export` open saved runs, so their
-# parts stand above checkpoints; `evaluate` is the door of a command.
+# parts stand above checkpoints; `evaluate` is the door of a command, `exported` an older name of `export`.
 LEVELS = {
     "runtime": 0, "config": 1, "spectral": 2,
     "optim": 3, "curriculum": 3, "data": 3, "parallel": 3, "model": 4,
     "checkpoints": 5, "recording": 5, "generation": 6, "export": 6,
-    "evaluation": 7, "doctor": 7, "training": 8, "raft": 9, "evaluate": 10,
+    "evaluation": 7, "doctor": 7, "exported": 7, "training": 8, "raft": 9, "evaluate": 10,
 }  # fmt: skip
 FORBIDDEN = {"tensorflow", "torch", "pickle", "cloudpickle", "dill", "clu", "wandb"}
 # What benchmarks compare with; imported late, and only where torch is.

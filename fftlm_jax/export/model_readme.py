@@ -13,7 +13,7 @@ In this folder, with fftlm_jax and its extra `export` installed:
 
 ```python
 import numpy as np
-from fftlm_jax.export.exported_model import load_exported, next_byte_logits
+from fftlm_jax.export import load_exported, next_byte_logits
 from fftlm_jax.generation import SamplingConfig, decoder_for
 from fftlm_jax.model import build
 
