@@ -134,6 +134,10 @@ def test_the_cutoff_can_only_add_curvature_and_its_eigenvector_stays_on_free_par
         before = top_curvature(low, state.params, windows, scale)
         assert not before.vector[is_masked(state.params)].any()
         assert before.error < 0.011 * before.value
+        root = 1.0 if scale is None else scale**-0.5
+        direction = ravel_pytree(state.params)[1](jnp.asarray(root * before.vector, jnp.float32))
+        image = root * np.asarray(low.product(state.params, windows, direction), np.float64)
+        assert np.linalg.norm(image - before.value * before.vector) == pytest.approx(before.error, rel=0.01)
         assert top_curvature(full, state.params, windows, scale).value > 0.999 * before.value
     shares = [around.share_of(before.vector, state.params, g) for g in {*jax.tree.leaves(label_params(state.params))}]
     assert sum(shares) == pytest.approx(1)

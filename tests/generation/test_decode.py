@@ -34,7 +34,9 @@ class Model:
 
     def __init__(self, low_pass=None, **overrides):
         self.config = dataclasses.replace(tiny(model__seq_len=64, model__n_layers=1).model, **overrides)
-        self.graph, self.params = graph_and_params(self.config)
+        self.graph, params = graph_and_params(self.config)
+        loud = {"memory": jax.tree.map(lambda leaf: 4 * leaf, params["memory"])} if "memory" in params else {}
+        self.params = params | loud  # What a memory says decides which byte is likeliest.
         self.low_pass = low_pass or no_filter(64)
         self._plain = PlainDecoder(self.config, self.graph, self.low_pass)
         self._cached = Decoder(self.config, self.graph, self.low_pass)
@@ -97,7 +99,7 @@ def test_endless_memories_decode_plainly_over_windows_that_begin_at_whole_pieces
     model = model_of(**overrides)
     (text,) = model.plain([b"def "], 90, GREEDY)
     sequence = np.frombuffer(b"def " + text, np.uint8)
-    places = (4, 63, 64, 65, 70, 93)
+    places = range(4, 94)
     starts = [-(-max(0, i - 64) // stride) * stride for i in places]
     windows = np.zeros((len(places), 64), np.uint8)
     for window, start, i in zip(windows, starts, places):
