@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fftlm_jax.recording.metrics import Record
+from fftlm_jax.recording.history import Record
 
 _NEAR = 10  # Steps whose mean loss counts as "just before" and "just after".
 _WOBBLE = slice(10, 60)  # Steps after the raise in which the documents see the loss oscillate.

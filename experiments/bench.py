@@ -9,7 +9,8 @@
 `optimizer`: what alpha adds to an update, grouping against optax's Muon leaf by leaf, and Muon's step against AdamW's.
 `decode`: a byte of generated text by mode and by place; --workdir adds the speculative drafts of a trained run.
 `raise`: the steps around a raise, compiled ahead or not, and with the cutoff traced instead.
-`malloc`: a training step with and without `fftlm_jax.malloc`.
+`evaluation`: what an evaluation costs after 1,000 and after 200,000 recorded steps.
+`malloc`: a training step with and without `runtime.process.keep_freed_blocks`.
 `scale`: memory of a device and collectives of a step on eight simulated devices, by mesh.
 """
 
@@ -27,6 +28,7 @@ process.set_cpu_defaults(os.environ)
 
 from experiments.bench_conv import bench_conv  # noqa: E402 (jax reads its flags on import)
 from experiments.bench_decode import bench_decode  # noqa: E402
+from experiments.bench_evaluation import bench_evaluation  # noqa: E402
 from experiments.bench_malloc import bench_malloc  # noqa: E402
 from experiments.bench_optimizer import bench_optimizer  # noqa: E402
 from experiments.bench_raise import bench_raise  # noqa: E402
@@ -41,6 +43,7 @@ SUITES: dict[str, Callable[..., list[Row]]] = {
     "optimizer": bench_optimizer,
     "decode": bench_decode,
     "raise": bench_raise,
+    "evaluation": bench_evaluation,
     "scale": bench_scale,
     "malloc": bench_malloc,
 }

@@ -96,7 +96,7 @@ def training_step(config: Config) -> Callable[[], jax.Array]:
     controller = build_controller(config)
     step = make_train_step(config, graph, tx, low_pass_at(config, controller.cutoff))
     windows = windows_of(config)
-    state = run_parts.first_state(config, controller, tx)
+    state, _ = run_parts.first_state(config, tx)
 
     def one_step() -> jax.Array:
         nonlocal state

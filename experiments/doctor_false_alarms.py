@@ -26,7 +26,8 @@ from fftlm_jax.curriculum import Rule
 from fftlm_jax.doctor import WARNINGS, diagnose
 from fftlm_jax.doctor.evidence import STDLIB_NOISE, WARNING, Facts, facts_of, measured_noise
 from fftlm_jax.optim import sawtooth_lr, stages_in_steps
-from fftlm_jax.recording.metrics import Record, read_metrics, read_samples
+from fftlm_jax.recording.history import History, Record
+from fftlm_jax.recording.metrics import read_metrics, read_samples
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.process import run_command
 
@@ -99,12 +100,13 @@ def warnings_of(
     records: Sequence[Record], facts: Facts, samples: Sequence[tuple[int, str]] = ()
 ) -> Iterator[tuple[str, int, str]]:
     """(rule, step, text) of every warning that the loop would have said, at the evaluation that it would say it."""
-    said = set()
-    for i, record in enumerate(records):
+    said, history = set(), History()
+    for record in records:
+        history.add(record)
         if record["kind"] != "eval":
             continue
         seen = [sample for sample in samples if sample[0] <= record["step"]]
-        for finding in diagnose(records[: i + 1], facts, seen):
+        for finding in diagnose(history, facts, seen):
             if finding.severity == WARNING and (finding.rule, finding.step) not in said:
                 said.add((finding.rule, finding.step))
                 yield finding.rule, finding.step, finding.text

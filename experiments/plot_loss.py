@@ -16,7 +16,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from fftlm_jax.recording.metrics import Record, read_metrics
+from fftlm_jax.recording.history import Record
+from fftlm_jax.recording.metrics import read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -16,7 +16,8 @@ import numpy as np
 from experiments.sweep import Outcome
 from experiments.trials import Trial
 from fftlm_jax.recording.curves import replace_figure
-from fftlm_jax.recording.metrics import Record, read_metrics
+from fftlm_jax.recording.history import Record
+from fftlm_jax.recording.metrics import read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import colormaps

@@ -2,11 +2,14 @@
 
 import importlib
 import json
+import re
 
 import pytest
 
 from configs import aligned
+from fftlm_jax.config.limits import ASKED, FIXED, FREE
 from fftlm_jax.config.reading import differences, read_config, to_dict
+from fftlm_jax.config.schema import Config, ModelConfig, keys, resume_policy
 from fftlm_jax.runtime.errors import ConfigError
 from tests.tiny import ROOT, tiny_values
 
@@ -273,3 +276,45 @@ def test_differences_are_dotted_and_blind_to_tuples_as_lists():
     assert differences(old, new) == {}
     new["model"]["d_model"], new["curriculum"]["ladder"] = 64, [4, "full"]
     assert differences(old, new) == {"curriculum.ladder": ((4, 8, "full"), [4, "full"]), "model.d_model": (16, 64)}
+
+
+def comments_of_aligned() -> dict[str, str]:
+    """Dotted key -> its comment in configs/aligned.py, behind the value or above it."""
+    comments, above, section = {}, [], ""
+    for line in (ROOT / "configs" / "aligned.py").read_text().splitlines():
+        if opened := re.match(r"    c\.(\w+) = (?:\w+ = ConfigDict|_raft)", line) or re.match(
+            r"    (raft) = Conf", line
+        ):
+            section = f"{opened[1]}."
+        elif line.strip().startswith("#"):
+            above.append(line.strip()[2:])
+            continue
+        elif key := re.match(r"    (\w+)\.(\w+) = ", line):
+            behind = line.partition("  # ")[2]
+            comments[("" if key[1] == "c" else section) + key[2]] = behind or " ".join(above)
+        above = []
+    return comments
+
+
+def test_the_list_for_people_has_every_key_with_the_schemas_default_and_sentence():
+    assert read_config(aligned.get_config()) == Config()
+    comments, fields = comments_of_aligned(), keys()
+    assert comments.keys() == fields.keys()
+    sentences = {name: field.metadata["sentence"] for name, field in fields.items()}
+    assert [name for name, sentence in sentences.items() if not comments[name].startswith(sentence)] == []
+    assert [name for name, sentence in sentences.items() if not sentence.endswith(".")] == []
+
+
+def test_a_section_has_its_defaults_in_a_notebook():
+    assert ModelConfig().d_model == aligned.get_config().model.d_model
+    assert hash(ModelConfig(mixer="attention")) != hash(ModelConfig()) == hash(Config().model)
+
+
+def test_what_a_resumed_run_may_do_with_a_key_is_said_in_the_schema():
+    assert {resume_policy(name) for name in keys()} == {FREE, ASKED, FIXED}
+    for name, policy in (
+        *(("model.d_model", FIXED), ("model.dropout", ASKED), ("model.remat", FREE), ("sample.top_p", FREE)),
+        *(("lr.base", ASKED), ("lr.schedule", FIXED), ("task", FIXED), ("seed", ASKED), ("compile_cache", FREE)),
+        *(("model.of_another_version", FIXED), ("nothing.of_the_sort", ASKED), ("raft.lora_rank", FIXED)),
+    ):
+        assert resume_policy(name) == policy, name

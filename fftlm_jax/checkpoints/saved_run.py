@@ -233,6 +233,6 @@ def coefficients_in_use(params: Params) -> int:
     mixer = params["blocks"]["mixer"]
     if "spectrum" not in mixer:
         return 0
-    spectrum = np.asarray(mixer["spectrum"])
-    used = np.flatnonzero(np.any(spectrum != 0, axis=tuple(range(spectrum.ndim - 1))))
-    return int(used[-1]) + 1 if len(used) else 0
+    spectrum = mixer["spectrum"]
+    # One number, which every process has also where each of them holds but a part of the spectra.
+    return int(jnp.max(jnp.where(spectrum != 0, jnp.arange(1, spectrum.shape[-1] + 1), 0)))

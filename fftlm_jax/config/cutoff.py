@@ -26,6 +26,11 @@ def coefficients_passed(cutoff: int, bins: int, kernel_len: int) -> int:
     return min(kernel_len, max(1, round(kernel_len * nyquist_fraction(cutoff, bins))))
 
 
+def cutoff_passing(coefficients: int, bins: int, kernel_len: int) -> int:
+    """The lowest cutoff in bins that lets so many cosine coefficients pass."""
+    return next(c for c in range(1, bins + 1) if coefficients_passed(c, bins, kernel_len) >= coefficients)
+
+
 def cutoff_in_bins(cutoff: int | float | str, seq_len: int) -> int:
     """Reads a cutoff as configs write it.
 

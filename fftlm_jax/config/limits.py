@@ -1,11 +1,8 @@
-"""What single config values may be, and how large a whole model, batch or run may be.
+"""What a config key is made of, checks on its values, and how large a whole model, batch or run may be.
 
-Checks on single config values: each returns what is wrong with a value, in words, or None.
-
-How large a config may be: no typing error, and no config.json from elsewhere, may ask for terabytes.
-
-The bounds lie far beyond what this package is for; within them, a reader of a checkpoint compares with what the file
-holds (`require_room`).
+A check returns what is wrong with a value, in words, or None. No typing error, and no config.json from elsewhere, may
+ask for terabytes: the bounds lie far beyond what this package is for, and within them a reader of a checkpoint compares
+with what the file holds (`require_room`).
 """
 
 import dataclasses
@@ -16,6 +13,10 @@ from typing import Any
 from fftlm_jax.runtime.errors import CheckpointError
 
 Check = Callable[[Any], str | None]
+
+# What a resumed run may do with a key: change it (it is about how a run is watched), change it where `resume.allow`
+# names it, or nothing (another value would not fit the saved arrays, or the bins that cutoffs are counted in).
+FREE, ASKED, FIXED = "free", "asked", "fixed"
 
 _LONGEST_NAME = 60  # Characters; comparing takes their square.
 
@@ -51,9 +52,20 @@ def one_of(*options: str) -> Check:
     return check
 
 
-def key(*checks: Check) -> Any:
-    """A required config key with the checks on its value."""
-    return dataclasses.field(metadata={"checks": checks})
+def between(low: float, high: float) -> Check:
+    return lambda v: at_least(low)(v) or at_most(high)(v)
+
+
+def key(default: Any, sentence: str, *checks: Check, resume: str = "") -> Any:
+    """A config key.
+
+    Args:
+        default: its value in `configs/aligned.py`.
+        sentence: what it means; its comment there begins with it.
+        checks: on its value.
+        resume: what a resumed run may do with it, where that is not `on_resume` of its section.
+    """
+    return dataclasses.field(default=default, metadata={"checks": checks, "sentence": sentence, "resume": resume})
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

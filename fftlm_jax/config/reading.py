@@ -1,11 +1,6 @@
-"""Reads a config into frozen dataclasses, compares two, and says what a resumed run may change.
+"""Reads a config into the frozen dataclasses of `schema.py`, compares two, and refuses what a resume may not change.
 
-The config of a run, and the reader that turns a ConfigDict into frozen dataclasses.
-
-Keys, types and ranges are declared in `config_sections.py`, rules between keys in `config_rules.py`; all faults are
-collected and reported together, one sentence each.
-
-What a resumed run may change. Everything else is refused, field by field.
+All faults are collected and reported together, one sentence each, with those of the rules between keys (`rules.py`).
 """
 
 import dataclasses
@@ -15,11 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from fftlm_jax.config.limits import Check, nearest
-from fftlm_jax.config.schema import (
-    Config,
-    ModelConfig,
-)
+from fftlm_jax.config.limits import FIXED, FREE, Check, nearest
+from fftlm_jax.config.schema import Config, ModelConfig, resume_policy
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError
 from fftlm_jax.runtime.untrusted import printable, shown, shown_name
 
@@ -159,24 +151,9 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-# How a run is watched, not what it computes. Where a corpus lies is free too: its fingerprint is what must agree.
-_FREE = (
-    *("eval.every", "eval.before_raise", "eval.batch_size", "checkpoint.", "sample.", "profile.", "resume."),
-    *("train.log_every", "data.source", "data.path", "compile_cache", "model.remat", "mesh.", "distributed."),
-)
-# A differing one of these no longer fits the saved arrays, or the bins that cutoffs are counted in.
-_NEVER = (
-    *("task", "raft.task", "raft.size", "raft.reversed_answer", "raft.trained", "raft.lora_", "raft.start"),
-    *("raft.sft_examples", "raft.prompts", "raft.held_out", "raft.first_level"),  # They deal the pools.
-    *("model.", "objective.backbone", "init.", "lr.schedule", "optim.name", "optim.ema_decay", "optim.cautious"),
-    *("optim.neuron_beta2", "optim.spectral_normalize", "optim.spectral_adaptive"),
-)
-_NEVER_EXCEPT = ("model.conv_method", "model.dropout")
-
-
 def changes_of(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Differences from a saved config that change what a run computes, as dotted key -> (old, new)."""
-    return {name: pair for name, pair in differences(saved, to_dict(config)).items() if not name.startswith(_FREE)}
+    return {name: pair for name, pair in differences(saved, to_dict(config)).items() if resume_policy(name) != FREE}
 
 
 def refuse_changes(saved: dict[str, Any], config: Config) -> None:
@@ -215,4 +192,4 @@ def _is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
 
 
 def _is_fixed(name: str) -> bool:
-    return name.startswith(_NEVER) and name not in _NEVER_EXCEPT
+    return resume_policy(name) == FIXED

@@ -4,7 +4,6 @@ import dataclasses
 import glob
 import math
 import os
-import typing
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from fftlm_jax.config.rules_schedules_raft import (
     raft_faults,
     stage_faults,
 )
-from fftlm_jax.config.schema import Config, rule_in_force
+from fftlm_jax.config.schema import Config, keys, rule_in_force
 from fftlm_jax.runtime.untrusted import shown
 
 
@@ -172,11 +171,7 @@ def _sample(config: Config) -> Iterator[str]:
 
 
 def _resume(config: Config) -> Iterator[str]:
-    sections = typing.get_type_hints(Config)
-    known = set(sections)
-    for name, section in sections.items():
-        if dataclasses.is_dataclass(section):
-            known |= {f"{name}.{field.name}" for field in dataclasses.fields(section)}
+    known = {*keys(), *(field.name for field in dataclasses.fields(Config))}
     for entry in config.resume.allow:
         if entry not in known:
             yield f"config.resume.allow: {shown(entry)} is no key or section; see configs/aligned.py."

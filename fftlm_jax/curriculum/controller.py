@@ -178,10 +178,16 @@ def earliest_raises(rule: Rule, cutoff: int, steps: int) -> list[Raise]:
 
 def build_controller(config: Config) -> Controller:
     """The controller at the config's initial cutoff."""
+    rule = build_rule(config)
+    return Controller(rule, initial_cutoff(config, rule))
+
+
+def build_rule(config: Config) -> Rule:
+    """The rule that the config's section `curriculum` describes."""
     c, seq_len = config.curriculum, config.model.seq_len
     bins = freq_bins(seq_len)
     name = rule_in_force(c, config.objective)
-    rule = Rule(
+    return Rule(
         name=name,
         ladder=resolve_ladder(("full",) if name == "none" else c.ladder, seq_len),
         freq_bins=bins,
@@ -194,7 +200,6 @@ def build_controller(config: Config) -> Controller:
         spike_steps=config.lr.spike_steps if config.lr.factor == "adaptive" else 0,
         confidence=c.confidence if c.test == "confidence" else None,
     )
-    return Controller(rule, initial_cutoff(config, rule))
 
 
 def initial_cutoff(config: Config, rule: Rule) -> int:

@@ -4,13 +4,13 @@ Every rule takes the stream of records and the facts of the config, and states w
 healthy run hears next to nothing. Findings depend on records alone, so a resumed run finds what a straight one does.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from fftlm_jax.doctor.evidence import HEALTHY, NOTE, WARNING, Facts, Finding, facts_of, read_stream
 from fftlm_jax.doctor.rules_health import clipped_gradients, overfitting, repetitive_samples, tiny_gradients
 from fftlm_jax.doctor.rules_loss import low_learning_rate, oscillation, recovery, slow_descent, smooth_descent
 from fftlm_jax.doctor.rules_raises import no_raise, noise_note, raise_pace, threshold_in_noise
-from fftlm_jax.recording.metrics import Record
+from fftlm_jax.recording.history import History
 
 RULES = (
     oscillation,
@@ -43,14 +43,14 @@ WARNINGS = (
 )
 
 
-def diagnose(records: Sequence[Record], facts: Facts, samples: Iterable[tuple[int, str]] = ()) -> list[Finding]:
-    """Applies all rules to the records of a `metrics.jsonl` so far; the findings in the order of their steps.
+def diagnose(history: History, facts: Facts, samples: Iterable[tuple[int, str]] = ()) -> list[Finding]:
+    """Applies all rules to what a run has recorded so far; returns the findings in the order of their steps.
 
     Args:
-        records: of the run, in order.
+        history: the records of the run.
         facts: of its config.
         samples: (updates done, text) of what the model wrote, in order.
     """
-    stream = read_stream(records, samples)
+    stream = read_stream(history, samples)
     findings = [finding for rule in RULES for finding in rule(stream, facts)]
     return sorted(findings, key=lambda finding: finding.step)

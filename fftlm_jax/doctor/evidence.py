@@ -13,8 +13,8 @@ The records of a run as arrays, and the stretches of it that rules look at.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Rule, answer_to_raise, earliest_raises
 from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.optim import Stage, stages_in_steps
-from fftlm_jax.recording.metrics import Record
+from fftlm_jax.recording.history import History, is_number
 
 WARNING, HEALTHY, NOTE = "warning", "healthy", "note"
 # `adaptive` chooses after the raise, between 0.5 and 0.9: what it leaves at the least.
@@ -186,39 +186,17 @@ class Stretch(NamedTuple):
         return f"after the raise {self.raised.old} -> {self.raised.new} at step {self.begin}"
 
 
-_LARGEST = 1e18  # Whatever is larger is no loss, no rate and no step.
 _LOSSES_BEFORE = 200  # Enough for a standard deviation within 7 %, few enough to lie near the raise.
 
 
-def read_stream(records: Sequence[Record], samples: Iterable[tuple[int, str]] = ()) -> Stream:
-    """Takes the training steps, raises and evaluations out of the records of a `metrics.jsonl`.
-
-    A record whose numbers are none is left out.
-    """
-    train = [r for r in records if r["kind"] == "train" and _is_number(r.get("loss"))]
-    return Stream(
-        steps=_column(train, "step"),
-        losses=_column(train, "loss"),
-        lrs=_column(train, "lr"),
-        cutoffs=_column(train, "cutoff"),
-        grad_norms=_column(train, "grad_norm"),
-        raises=tuple(Raised(r["step"], r["from"], r["to"]) for r in records if _is_raise(r)),
-        evaluations=tuple((r["step"], r["loss"]) for r in records if r["kind"] == "eval" and _is_number(r.get("loss"))),
-        samples=tuple(samples),
-    )
-
-
-def _column(records: Sequence[Record], name: str) -> np.ndarray:
-    values: list[Any] = [r.get(name) for r in records]
-    return np.array([v if _is_number(v) else np.nan for v in values], dtype=float)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _is_raise(record: Record) -> bool:
-    return record.get("event") == "cutoff_raised" and _is_number(record.get("from")) and _is_number(record.get("to"))
+def read_stream(history: History, samples: Iterable[tuple[int, str]] = ()) -> Stream:
+    """Takes the training steps with a loss, the raises and the evaluations out of what a run has recorded."""
+    train = history.train
+    is_there = ~np.isnan(train["loss"])
+    columns = [train[name][is_there] for name in ("step", "loss", "lr", "cutoff", "grad_norm")]
+    raises = tuple(Raised(r["step"], r["from"], r["to"]) for r in history.raises)
+    evaluations = tuple((r["step"], r["loss"]) for r in history.evaluations if is_number(r.get("loss")))
+    return Stream(*columns, raises, evaluations, tuple(samples))
 
 
 def stretches(stream: Stream, steps_per_epoch: int) -> list[Stretch]:

@@ -1,15 +1,11 @@
-"""Applies the doctor's rules to a finished run, a text log, or a run under way.
-
-Is it training well? Applies the rules of `diagnostics` to a run, finished or under way, or to a text log.
+"""Tells whether a run trains well: applies the doctor's rules to a run, finished or under way, or to a text log.
 
     python -m fftlm_jax.training.doctor runs/quickstart
     python -m fftlm_jax.training.doctor old_log.txt --lr=2e-4
 
 Prints warnings, healthy signs and notes, each with its evidence, and for a warning the one thing to change. A text log
 is one in the source documents' format (see text_log.py); what it does not tell is taken from their command. The exit
-code says whether the run could be read (0, else 1 or 4), not how it does.
-
-The rules of `diagnostics` at work on a run under way: each warning is said once, and decided by records alone.
+code says whether the run could be read (0, else 1 or 4), not how it does. A run under way says each warning once.
 """
 
 import argparse
@@ -23,7 +19,8 @@ from fftlm_jax.doctor.evidence import HEALTHY, NOTE, WARNING, Finding, facts_of
 from fftlm_jax.doctor.rules_config import advice
 from fftlm_jax.doctor.text_log import DOCUMENTS_LR, read_text_log
 from fftlm_jax.recording.console import Console
-from fftlm_jax.recording.metrics import MetricsLog, Record, read_metrics, read_samples
+from fftlm_jax.recording.history import History
+from fftlm_jax.recording.metrics import MetricsLog, read_metrics, read_samples
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.process import run_command
 
@@ -40,14 +37,14 @@ def examine(path: Path, base_lr: float = DOCUMENTS_LR) -> list[Finding]:
     """
     if not path.is_dir():
         log = read_text_log(path, base_lr)
-        return diagnose(log.records, log.facts)
+        return diagnose(History(log.records), log.facts)
     directory, config = open_config(path)
     if not directory.metrics.is_file():
         raise UsageError(f"{path} holds a run that has not begun; let it train, or name another or a text log.")
-    records = read_metrics(directory.metrics)
-    if not any(record["kind"] == "train" for record in records):
+    history = History(read_metrics(directory.metrics))
+    if not len(history.train):
         raise UsageError(f"{path}: no step is recorded yet; ask again later.")
-    return diagnose(records, facts_of(config), read_samples(directory.samples))
+    return diagnose(history, facts_of(config), read_samples(directory.samples))
 
 
 def report(findings: Iterable[Finding]) -> str:
@@ -98,19 +95,18 @@ class Watch:
             if finding.severity == WARNING:
                 self._record(0, finding)
 
-    def look(self, done: int, records: Sequence[Record], samples: Sequence[tuple[int, str]]) -> list[Record]:
-        """Applies the rules to all records so far; returns the records of the warnings that are new."""
-        said = {(r["rule"], r["at"]) for r in records if r.get("event") == "warning"}
-        findings = diagnose(records, self._facts, samples)
-        new = [f for f in findings if f.severity == WARNING and (f.rule, f.step) not in said]
-        for finding in new:
-            self._console.say(words(finding))
-        return [self._record(done, finding) for finding in new]
+    def look(self, done: int, samples: Sequence[tuple[int, str]]) -> None:
+        """Applies the rules to all that was recorded so far, and says the warnings that are new."""
+        said = {(r.get("rule"), r.get("at")) for r in self._log.history.warnings}
+        for finding in diagnose(self._log.history, self._facts, samples):
+            if finding.severity == WARNING and (finding.rule, finding.step) not in said:
+                self._console.say(words(finding))
+                self._record(done, finding)
 
-    def _record(self, done: int, finding: Finding) -> Record:
+    def _record(self, done: int, finding: Finding) -> None:
         values = {"rule": finding.rule, "at": finding.step, "text": finding.text, "change": finding.change}
         self._log.text("warning", done, words(finding))
-        return self._log.write("event", done, event="warning", **values, evidence=finding.evidence)
+        self._log.write("event", done, event="warning", **values, evidence=finding.evidence)
 
 
 def words(finding: Finding) -> str:

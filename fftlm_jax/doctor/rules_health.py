@@ -1,5 +1,6 @@
 """Rules about gradient norms, held-out losses and samples."""
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -128,6 +129,7 @@ def repetitive_samples(stream: Stream, facts: Facts) -> Iterator[Finding]:
         )
 
 
+@functools.lru_cache(maxsize=4096)  # Each evaluation looks at all samples so far.
 def distinct_share(text: str) -> float | None:
     """Share of distinct pieces of 4 characters among all of a text, None if it is too short to tell.
 

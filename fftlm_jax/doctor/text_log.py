@@ -20,7 +20,7 @@ from typing import NamedTuple
 from fftlm_jax.curriculum import Rule
 from fftlm_jax.doctor.evidence import EVEN_NOISE, Facts
 from fftlm_jax.optim import stages_in_steps
-from fftlm_jax.recording.metrics import Record
+from fftlm_jax.recording.history import Record
 from fftlm_jax.runtime.errors import UsageError
 
 _NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?)"

@@ -1,10 +1,7 @@
-"""Draws `curves.png`: losses, learning rate, cutoff and gradient norm over steps.
+"""Draws `curves.png`: losses in bits per byte, learning rate, cutoff and gradient norm over steps, raises marked.
 
-Saving a picture so that whoever looks at it never sees half of one.
-
-`curves.png`: losses in bits per byte, learning rate, cutoff and gradient norm over steps, raises marked.
-
-Under Muon also rho, the radial part of its gradients. Warnings are marked where what they warn of begins.
+Under Muon also rho, the radial part of its gradients. Warnings are marked where what they warn of begins. Long runs
+are drawn thinned, each line with the extremes of every stretch, so that a picture takes the same time at any step.
 """
 
 from collections.abc import Sequence
@@ -17,13 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from fftlm_jax.recording.metrics import Record
+from fftlm_jax.recording.history import History, Record, is_number
 
 matplotlib.use("Agg")
 
+_TRAIN, _CHUNK, _EVAL, _RAISE, _WARNING = "#4477aa", "#228833", "#cc3311", "#999933", "#aa3377"
+_SMOOTHING_WINDOWS = 100  # The loss line is smoothed over a hundredth of the run.
+_MOST_POINTS = 2000  # Of a line: twice as many as the picture has columns.
+
 
 def replace_figure(figure: Figure, file: Path) -> None:
-    """Lays a figure out, replaces `file` by it in one move, and closes it."""
+    """Lays a figure out, replaces `file` by it in one move, and closes it: nobody ever sees half of one."""
     figure.tight_layout()
     temporary = file.with_suffix(".tmp.png")
     try:
@@ -34,37 +35,42 @@ def replace_figure(figure: Figure, file: Path) -> None:
         temporary.unlink(missing_ok=True)  # Of a full disk.
 
 
-matplotlib.use("Agg")
+def thinned(x: np.ndarray, y: np.ndarray, most: int = _MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most about `most` points of a line, [n]: of every stretch its lowest and its highest, in order.
 
-_TRAIN, _CHUNK, _EVAL, _RAISE, _WARNING = "#4477aa", "#228833", "#cc3311", "#999933", "#aa3377"
-_SMOOTHING_WINDOWS = 100  # The loss line is smoothed over a hundredth of the run.
+    Lines that are short enough stay as they are.
+    """
+    if len(x) <= most:
+        return x, y
+    starts = np.linspace(0, len(x), most // 2 + 1).astype(int)[:-1]
+    stretch = np.repeat(np.arange(len(starts)), np.diff([*starts, len(x)]))
+    order = np.lexsort((np.nan_to_num(y), stretch))  # By height within each stretch.
+    ends = np.append(starts[1:], len(x)) - 1
+    kept = np.unique(np.concatenate([order[starts], order[ends]]))
+    return x[kept], y[kept]
 
 
-def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
-    """Draws the records of a `metrics.jsonl` and replaces `file` in one move."""
-    train = [r for r in records if r["kind"] == "train" and not r.get("nonfinite")]
-    evals = [r for r in records if r["kind"] == "eval" and not r.get("nonfinite")]
-    raises = [r for r in records if r.get("event") == "cutoff_raised"]
-    radial = [r for r in records if r["kind"] == "radial"]
-    panels = 5 if radial else 4
+def draw_curves(history: History, file: Path, title: str) -> None:
+    """Draws what a run has recorded and replaces `file` in one move."""
+    train, raises = history.train, history.raises
+    panels = 5 if history.rho else 4
     heights = (3, 1.3, 1, 1.3, 1.3)[:panels]
     figure, axes = plt.subplots(panels, 1, figsize=(9, 2 + 2 * panels), sharex=True, height_ratios=heights)
-    steps = np.array([r["step"] for r in train])
-    _draw_losses(axes[0], train, evals)
-    axes[1].plot(steps, [r["lr"] for r in train], color=_TRAIN)
+    _draw_losses(axes[0], history)
+    axes[1].plot(*thinned(train["step"], train["lr"]), color=_TRAIN)
     axes[1].set_ylabel("learning rate")
     axes[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes[2].step(steps, [r["cutoff"] for r in train], where="pre", color=_TRAIN)
+    axes[2].step(*_changes(train["step"], train["cutoff"]), where="pre", color=_TRAIN)
     axes[2].set_ylabel("cutoff (bins)")
     axes[2].set_ylim(bottom=0)
-    axes[3].plot(steps, [r["grad_norm"] for r in train], color=_TRAIN, linewidth=0.6)
+    axes[3].plot(*thinned(train["step"], train["grad_norm"]), color=_TRAIN, linewidth=0.6)
     axes[3].set_ylabel("gradient norm\n(before clipping)")
     axes[3].set_yscale("log")
     axes[3].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[3].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[3].yaxis.set_minor_locator(NullLocator())
-    if radial:
-        _draw_rho(axes[4], radial)
+    if history.rho:
+        _draw_rho(axes[4], history)
     axes[-1].set_xlabel("step")
     for axis in axes:
         axis.grid(alpha=0.25)
@@ -82,7 +88,7 @@ def draw_curves(records: Sequence[Record], file: Path, title: str) -> None:
             rotation=90,
             va="top",
         )
-    _mark_warnings(axes[0], [r for r in records if r.get("event") == "warning"])
+    _mark_warnings(axes[0], history.warnings)
     figure.suptitle(title)
     replace_figure(figure, file)
 
@@ -109,39 +115,48 @@ def _mark_warnings(axis: Axes, warnings: Sequence[Record]) -> None:
         )
 
 
-def _draw_rho(axis: Axes, radial: Sequence[Record]) -> None:
+def _changes(steps: np.ndarray, cutoffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points on both sides of every change of a line that rarely changes, and its two ends."""
+    changes = np.flatnonzero(np.diff(cutoffs))
+    kept = np.unique([0, *changes, *(changes + 1), len(steps) - 1])[: len(steps)]
+    return steps[kept], cutoffs[kept]
+
+
+def _draw_rho(axis: Axes, history: History) -> None:
     """Absolute rho, a line per group: signs of single matrices would cancel in the mean."""
-    for group in radial[0]["groups"]:
-        points = [(r["step"], r["groups"][group]["abs_rho"]) for r in radial]
-        axis.plot(*zip(*points), ".-", ms=3, label=group)
+    for group, points in history.rho.items():
+        axis.plot(*thinned(points["step"], points["abs_rho"]), ".-", ms=3, label=group)
     axis.set_ylabel("mean |rho|")
     axis.set_yscale("log")
     axis.legend()
 
 
-def _draw_losses(axis: Axes, train: Sequence[Record], evals: Sequence[Record]) -> None:
+def _draw_losses(axis: Axes, history: History) -> None:
     """Training and held-out losses on one scale: bits per byte, whatever the objective adds up."""
-    lines = [("training, next byte", [(r["step"], r.get("next_byte_loss", r["loss"])) for r in train], _TRAIN)]
-    # A resumed run may have been given another objective, so not every record need have the same losses.
-    if any("chunk_loss" in r for r in train):
-        lines.append(("training, chunk", [(r["step"], r["chunk_loss"]) for r in train if "chunk_loss" in r], _CHUNK))
-    shown = [value for r in evals for name, value in r.items() if name.endswith("bpb")]
-    for label, points, color in lines:
-        steps, nats = np.array(points).reshape(-1, 2).T
-        bits = nats / np.log(2)
+    train = history.train
+    next_byte = np.where(np.isnan(train["next_byte_loss"]), train["loss"], train["next_byte_loss"])
+    evals = [r for r in history.evaluations if is_number(r.get("bpb"))]
+    shown = [np.array([r[name] for r in evals for name in r if name.endswith("bpb") and is_number(r[name])])]
+    for label, nats, color in (("next byte", next_byte, _TRAIN), ("chunk", train["chunk_loss"], _CHUNK)):
+        is_there = ~np.isnan(nats)  # A resumed run may have been given another objective.
+        steps, bits = train["step"][is_there], nats[is_there] / np.log(2)
+        if not len(bits):
+            continue
+        axis.plot(*thinned(steps, bits), color=color, alpha=0.25, linewidth=0.6)
         width = max(1, len(bits) // _SMOOTHING_WINDOWS)
-        axis.plot(steps, bits, color=color, alpha=0.25, linewidth=0.6)
-        if len(bits):
-            smooth = np.convolve(bits, np.ones(width) / width, mode="valid")
-            axis.plot(steps[width - 1 :], smooth, color=color, label=label)
+        sums = np.concatenate([[0.0], np.cumsum(bits)])
+        smooth = (sums[width:] - sums[:-width]) / width
+        axis.plot(*thinned(steps[width - 1 :], smooth), color=color, label=f"training, {label}")
         # The first steps fall from the loss of a uniform guess and would flatten everything after them.
-        shown += bits[len(bits) // 50 :].tolist()
+        shown.append(bits[len(bits) // 50 :])
     axis.plot([r["step"] for r in evals], [r["bpb"] for r in evals], "o-", color=_EVAL, ms=4, label="held out, bpb")
     for name, style, label in (("chunk_bpb", "s--", "chunk bpb"), ("ema_bpb", "^:", "bpb of the average")):
-        points = [(r["step"], r[name]) for r in evals if name in r]
+        points = [(r["step"], r[name]) for r in evals if is_number(r.get(name))]
         if points:
             axis.plot(*zip(*points), style, color=_EVAL, ms=3, label=f"held out, {label}")
-    if shown:
-        axis.set_ylim(min(shown) - 0.1, max(np.percentile(shown, 99.5), *(r["bpb"] for r in evals), 0) + 0.3)
+    values = np.concatenate(shown)
+    if len(values):
+        highest = max(np.percentile(values, 99.5), *(r["bpb"] for r in evals), 0)
+        axis.set_ylim(values.min() - 0.1, highest + 0.3)
     axis.set_ylabel("bits per byte")
     axis.legend(loc="lower left")

@@ -1,8 +1,7 @@
 """Writes and reads `metrics.jsonl` and `samples.txt`.
 
-`metrics.jsonl` and TensorBoard: one record per step, evaluation and event, written once and in order.
-
-`samples.txt`: what a model wrote at each evaluation, under a heading that says when.
+`metrics.jsonl` has one record per step, evaluation and event, written once and in order; TensorBoard gets its numbers.
+`samples.txt` has what a model wrote at each evaluation, under a heading that says when.
 """
 
 import json
@@ -13,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fftlm_jax.recording.console import AppendedFile, Tolerance
+from fftlm_jax.recording.history import History, Record
 from fftlm_jax.recording.tensorboard import TensorBoard
 from fftlm_jax.runtime.errors import SaveError
 from fftlm_jax.runtime.untrusted import parse_json, printable
-
-Record = dict[str, Any]
 
 _LONGEST_LINE = 1 << 20  # Bytes; the longest records, of radial statistics, have some ten thousand.
 
@@ -46,6 +44,7 @@ class MetricsLog:
             if file.exists() and file.stat().st_size > size:
                 lasting = [r for r in read_metrics(file, size) if _outlives_resume(r, step)]
             self._file = AppendedFile(file, size)
+            self.history = History(read_metrics(file))  # Read once; what is written from now on is added to it.
         except OSError as error:
             raise SaveError(f"{file} cannot be written ({error.strerror}).") from error
         self._tensorboard = TensorBoard(tensorboard, purge_from=step + 1 if tensorboard.exists() else None)
@@ -59,6 +58,7 @@ class MetricsLog:
         return record
 
     def _add(self, record: Record) -> None:
+        self.history.add(record)
         with self._tolerance.of("metrics.jsonl"):
             self._file.add(json.dumps(record) + "\n")
 
@@ -149,7 +149,10 @@ def sample_entry(step: int, cutoff: int, bpb: float, text: str) -> str:
 
 def read_samples(file: Path) -> list[tuple[int, str]]:
     """(updates done, text) of every sample; none without the file."""
-    if not file.exists():
-        return []
-    _, *parts = _HEADING.split(file.read_text(encoding="utf-8", errors="replace"))
+    return parse_samples(file.read_text(encoding="utf-8", errors="replace")) if file.exists() else []
+
+
+def parse_samples(entries: str) -> list[tuple[int, str]]:
+    """(updates done, text) of every sample in a text of whole entries."""
+    _, *parts = _HEADING.split(entries)
     return [(int(step), text.removesuffix("\n\n")) for step, text in zip(parts[::2], parts[1::2])]

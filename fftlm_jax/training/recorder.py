@@ -1,9 +1,4 @@
-"""What a run says and writes about itself, and the recorder of processes that write nothing.
-
-The recorder of the processes that do not write: takes every call of `Recorder`, and says nothing.
-
-What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing.
-"""
+"""What a run says and writes about itself: console lines, metrics records, TensorBoard points. Decides nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,29 +13,28 @@ from fftlm_jax.data import Corpus
 from fftlm_jax.doctor.examine import Watch
 from fftlm_jax.model.parameters import routing_words, utilisation
 from fftlm_jax.recording.console import AppendedFile, Console, duration
-from fftlm_jax.recording.metrics import MetricsLog, read_metrics, read_samples, sample_entry
+from fftlm_jax.recording.metrics import MetricsLog, parse_samples, read_samples, sample_entry
 from fftlm_jax.runtime.errors import NonFiniteError
 from fftlm_jax.training.optimizer import radial_record
 from fftlm_jax.training.step import StepMetrics, trained
 
 
-class SilentRecorder:
-    """Stands in for `Recorder` (and, as `console`, for its console) in all processes but the first."""
-
-    @property
-    def console(self) -> "SilentRecorder":
-        return self
+class NullRecorder:
+    """Takes the calls of `Recorder` in all processes but the first, and records nothing."""
 
     def flush(self) -> tuple[int, int]:
         """No bytes; the first process saves its own."""
         return 0, 0
 
-    def nonfinite(self, done: int, *facts: Any) -> NonFiniteError:
+    def nonfinite(self, done: int, metrics: StepMetrics, cutoff: int, offsets: Sequence[int]) -> NonFiniteError:
         """The error that ends every process; the first one says more."""
         return NonFiniteError(f"step {done}: the loss or the gradient is not finite; see what process 0 says.")
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **named: None
+    def _nothing(self, *arguments: Any) -> None:
+        pass
+
+    start_progress = compiled = batch_changed = step = raised = opened_coefficients = answered_spike = _nothing
+    evaluated = epoch_ended = saved = save_failed = interrupted = finished = _nothing
 
 
 _RESTART_WORDS = {"tooth": "restart", "pulse": "pulse", "none": ""}
@@ -66,9 +60,19 @@ class Recorder:
         self.log = MetricsLog(directory.metrics, directory.tensorboard, sizes[0], first_step, self.tolerance)
         self.watch = Watch(config, self.log, self.console)
         self.samples: AppendedFile | None = None
+        self._texts: list[tuple[int, str]] = []  # Of the samples so far, as they are read from the file.
         if config.sample.bytes or directory.samples.exists():
             with self.tolerance.of("samples.txt"):
                 self.samples = AppendedFile(directory.samples, sizes[1])
+                self._texts = read_samples(directory.samples)
+
+    def say(self, line: str) -> None:
+        """Prints and logs one line."""
+        self.console.say(line)
+
+    def start_progress(self, done: int, total: int) -> None:
+        """Shows how many of the steps are done, on a terminal."""
+        self.console.start_progress(done, total)
 
     def close(self) -> None:
         """Closes the log files and the progress bar."""
@@ -226,21 +230,22 @@ class Recorder:
         self.console.say(f"  held out at step {done}: {_words(scores)} (loss in nats), {spent}")
         if self.samples and self.config.sample.bytes:
             text = self.config.sample.prompt + sample.decode("utf-8", errors="backslashreplace")
+            entry = sample_entry(done, cutoff, scores["bpb"], text)
+            self._texts += parse_samples(entry)
             with self.tolerance.of("samples.txt"):
-                self.samples.add(sample_entry(done, cutoff, scores["bpb"], text))
+                self.samples.add(entry)
                 self.samples.write_out()
         self.log.flush()
+        self.watch.look(done, self._texts)
         with self.tolerance.of("curves.png"):
             self._draw(done, scores["bpb"])
 
     def _draw(self, done: int, bpb: float) -> None:
-        records = read_metrics(self.directory.metrics)
-        records += self.watch.look(done, records, read_samples(self.directory.samples))
         # Late: matplotlib takes a second to import, which a refused run should not wait for.
         from fftlm_jax.recording.curves import draw_curves
 
         title = f"{self.directory.root.name}: step {done}/{self.config.total_steps}, bpb {bpb:.3f}"
-        draw_curves(records, self.directory.curves, title)
+        draw_curves(self.log.history, self.directory.curves, title)
 
     def epoch_ended(
         self, done: int, average_loss: float, scores: dict[str, Any], cutoff: int, lr: float, seconds: float

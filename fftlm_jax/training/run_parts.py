@@ -1,5 +1,6 @@
-"""Builds the parts of a run: its config and corpus, optimizer, curriculum, first state and compiler."""
+"""Builds the parts of a run, and its state at the first step or as a checkpoint holds it."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.checkpoints.contents import TrainState, require_training_host
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.save_restore import Restored
 from fftlm_jax.checkpoints.saved_run import (
     ARCHITECTURE,
     LOW_PASS,
@@ -18,15 +21,23 @@ from fftlm_jax.checkpoints.saved_run import (
     require_held,
     source_config,
 )
-from fftlm_jax.config.reading import read_config, to_dict
+from fftlm_jax.config.cutoff import cutoff_passing, freq_bins
+from fftlm_jax.config.reading import read_config, require_same_corpus, to_dict
 from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer, Controller, starting_cutoff
+from fftlm_jax.curriculum.controller import build_rule, initial_cutoff
+from fftlm_jax.data import Corpus
+from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.evaluation.held_out_bpb import HeldOut
 from fftlm_jax.model import build, init_params
 from fftlm_jax.model.language_model import low_pass_at, masks_parameters
 from fftlm_jax.parallel import distribute, make_mesh, state_shardings, within
+from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.spectral import mask_spectrum
-from fftlm_jax.training.batches import windows_sharding
+from fftlm_jax.training.batches import StepWindows, windows_sharding
 from fftlm_jax.training.compiler import StepCompiler, StepVariant
+from fftlm_jax.training.optimizer import build_optimizer_of
+from fftlm_jax.training.progress import Progress, RunState
 from fftlm_jax.training.step import events, make_train_step, new_state
 
 
@@ -63,28 +74,104 @@ def build_mesh(config: Config) -> Mesh | None:
     return make_mesh(config.mesh.data, config.mesh.fsdp, config.train.batch_size)
 
 
-def first_state(
-    config: Config,
-    controller: Controller,
-    tx: optax.GradientTransformationExtraArgs,
-    mesh: Mesh | None = None,
-) -> TrainState:
-    """Initial (or `init.checkpoint`'s) weights and a fresh optimizer; sets the controller's starting cutoff.
+@dataclasses.dataclass(frozen=True)
+class RunParts:
+    """What a run is made of. Building it reads the corpus and changes nothing on disk; training does not change it."""
 
-    Cosine coefficients above the starting cutoff are set to 0: they begin to learn at their raise. Under a frozen
-    backbone the cutoff stays the one that it was saved with. On a mesh, every device makes its own part.
+    config: Config
+    directory: RunDirectory
+    corpus: Corpus
+    mesh: Mesh | None
+    windows: StepWindows
+    tx: optax.GradientTransformationExtraArgs
+    graph: nnx.GraphDef
+    held_out: HeldOut
+
+
+def build_run(config: Config, directory: RunDirectory) -> RunParts:
+    """Builds the parts of a run.
+
+    Raises:
+        RunError: if the corpus cannot be read, or the mesh does not fit the devices.
     """
-    shardings = None if mesh is None else shardings_of(abstract_state(config, tx, mesh))
+    corpus, mesh, (graph, _) = load_run_corpus(config), build_mesh(config), build(config.model)
+    return RunParts(
+        config=config,
+        directory=directory,
+        corpus=corpus,
+        mesh=mesh,
+        windows=StepWindows(config, corpus.train, mesh),
+        tx=build_optimizer_of(config, mesh),
+        graph=graph,
+        held_out=HeldOut(config, graph, corpus.held_out, mesh),
+    )
+
+
+def begun(parts: RunParts) -> RunState:
+    """The state of a run before its first step.
+
+    Raises:
+        CheckpointError: if `resume.mode` asks for a checkpoint.
+    """
+    config = parts.config
+    if config.resume.mode == "must":
+        raise CheckpointError(
+            f"resume.mode=must: {parts.directory.root} holds no whole checkpoint; drop the option to start over."
+        )
+    arrays, cutoff = first_state(config, parts.tx, parts.mesh)
+    return RunState(arrays, Controller(build_rule(config), cutoff), Progress(), step=0)
+
+
+def resumed(parts: RunParts, restored: Restored) -> RunState:
+    """The state that a checkpoint holds.
+
+    Raises:
+        CheckpointError: if a field of it is missing or wrong, the corpus is another, or its cutoff would switch off
+            coefficients that its weights use: a cutoff never regresses.
+    """
+    config, host = parts.config, restored.host
+    step = parts.directory.checkpoints / str(restored.step)
+    require_training_host(host, freq_bins(config.model.seq_len), step)
+    require_same_corpus(host["corpus"], parts.corpus.fingerprint, config)
+    controller, progress = Controller(build_rule(config), _least_cutoff(config, restored.arrays)), Progress()
+    try:
+        controller.load_state_dict(host["controller"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{step}: its controller cannot be used ({error}); restore or remove this step."
+        ) from None
+    progress.load_state_dict(host)
+    return RunState(restored.arrays, controller, progress, restored.step)
+
+
+def _least_cutoff(config: Config, arrays: TrainState) -> int:
+    """The lowest cutoff in bins that passes every cosine coefficient which the weights use."""
+    if config.objective.is_frozen or not masks_parameters(config):
+        return 1
+    used = coefficients_in_use(arrays.params)
+    return cutoff_passing(used, freq_bins(config.model.seq_len), config.model.kernel_len)
+
+
+def first_state(
+    config: Config, tx: optax.GradientTransformationExtraArgs, mesh: Mesh | None = None
+) -> tuple[TrainState, int]:
+    """Initial (or `init.checkpoint`'s) weights with a fresh optimizer, and the cutoff in bins to start at.
+
+    Cosine coefficients above that cutoff are set to 0: they begin to learn at their raise. Under a frozen backbone the
+    cutoff is the one that it was saved with. On a mesh, every device makes its own part.
+    """
+    rule, shardings = build_rule(config), None if mesh is None else shardings_of(abstract_state(config, tx, mesh))
+    cutoff = initial_cutoff(config, rule)
     if config.init.checkpoint:
         params = init_params(config.model, config.seed)
-        params, saved_cutoff = load_weights(config.init.checkpoint, params, controller.rule.freq_bins)
+        params, saved_cutoff = load_weights(config.init.checkpoint, params, rule.freq_bins)
         if config.objective.is_frozen and saved_cutoff is not None:
-            controller.cutoff = saved_cutoff
+            cutoff = saved_cutoff
         else:
-            controller.cutoff = starting_cutoff(
-                max(controller.cutoff, saved_cutoff or 0),
-                controller.rule.ladder,
-                controller.rule.freq_bins,
+            cutoff = starting_cutoff(
+                max(cutoff, saved_cutoff or 0),
+                rule.ladder,
+                rule.freq_bins,
                 epoch=config.init.epoch if saved_cutoff is None else None,
                 coefficients_in_use=coefficients_in_use(params),
                 kernel_len=config.model.kernel_len,
@@ -95,10 +182,10 @@ def first_state(
         params = init_params(config.model, config.seed, shardings and shardings.params)
     if masks_parameters(config) and not config.objective.is_frozen:
         mixer = params["blocks"]["mixer"]
-        mixer["spectrum"] = mask_spectrum(mixer["spectrum"], low_pass_at(config, controller.cutoff))
+        mixer["spectrum"] = mask_spectrum(mixer["spectrum"], low_pass_at(config, cutoff))
     if shardings:
-        return jax.jit(lambda params: new_state(config, params, tx), out_shardings=shardings)(params)
-    return new_state(config, params, tx)
+        return jax.jit(lambda params: new_state(config, params, tx), out_shardings=shardings)(params), cutoff
+    return new_state(config, params, tx), cutoff
 
 
 def abstract_state(config: Config, tx: optax.GradientTransformationExtraArgs, mesh: Mesh | None = None) -> TrainState:

@@ -12,6 +12,7 @@ from fftlm_jax.checkpoints.saved_step import is_step_name, manifest_fault, read_
 from fftlm_jax.doctor import diagnose
 from fftlm_jax.doctor.evidence import read_stream
 from fftlm_jax.doctor.text_log import read_text_log
+from fftlm_jax.recording.history import History
 from fftlm_jax.recording.metrics import read_metrics, read_samples, sample_entry
 from fftlm_jax.runtime.errors import CheckpointError, UsageError
 from fftlm_jax.runtime.untrusted import parse_json, printable, shown
@@ -97,7 +98,7 @@ def test_a_line_without_end_is_passed_over_and_the_next_is_read(tmp_path):
     )
 )
 def test_records_of_any_numbers_become_a_stream(records):
-    stream = read_stream(records)
+    stream = read_stream(History(records))
     assert len(stream.steps) == len(stream.losses) == len(stream.lrs) <= len(records)
 
 
@@ -138,7 +139,8 @@ def test_a_text_log_of_nothing_is_said(tmp_path):
         with pytest.raises(UsageError, match="holds no line such as"):
             read_text_log(tmp_path / "log.txt")
     (tmp_path / "log.txt").write_text("step 1/10 loss=2.0\nLR REDUCED: 0 -> 1\n")
-    assert isinstance(diagnose(*read_text_log(tmp_path / "log.txt")), list)
+    log = read_text_log(tmp_path / "log.txt")
+    assert isinstance(diagnose(History(log.records), log.facts), list)
 
 
 HOST = {

@@ -20,6 +20,7 @@ from fftlm_jax.generation import terminal
 from fftlm_jax.model import init_params
 from fftlm_jax.runtime.errors import CheckpointError, RunError
 from fftlm_jax.training import loop
+from fftlm_jax.training.optimizer import build_optimizer_of
 from fftlm_jax.training.run_parts import config_of, first_state
 from tests.tiny import tiny, tiny_values
 
@@ -104,17 +105,10 @@ def test_what_a_file_declares_is_compared_before_it_is_read(copy, case, nothing_
     with pytest.raises(CheckpointError, match=message):
         saved_run.load(copy, "last")
     with pytest.raises(CheckpointError, match=f"(?s){message}"):
-        first_state(config, *controller_and_optimizer(config))
+        first_state(config, build_optimizer_of(config))
     abstract = jax.eval_shape(lambda: {"params": init_params(config.model, 0)})
     with pytest.raises(CheckpointError, match=message):
         Checkpoints(copy / "checkpoints").restore(abstract)
-
-
-def controller_and_optimizer(config):
-    from fftlm_jax.curriculum.controller import build_controller
-    from fftlm_jax.training.optimizer import build_optimizer_of
-
-    return build_controller(config), build_optimizer_of(config)
 
 
 @pytest.mark.parametrize("case", ("terabytes", "terabytes in one chunk", "no shape"))

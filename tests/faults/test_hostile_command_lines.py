@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fftlm_jax.checkpoints.run_directory import RunDirectory
-from fftlm_jax.training import loop
+from fftlm_jax.training import run_parts
 from fftlm_jax.training.compiler import StepCompiler
 from tests.tiny import ROOT, main_here, run_main
 
@@ -27,8 +27,8 @@ def command(tmp_path, monkeypatch, capsys):
     def call(*arguments, reads_data=False):
         with monkeypatch.context() as patch:
             if not reads_data:
-                patch.setattr(loop, "load_run_corpus", began)
-                patch.setattr(loop.TrainingRun, "__init__", began)
+                patch.setattr(run_parts, "load_run_corpus", began)
+                patch.setattr(run_parts, "build_run", began)
             code = main_here(f"--workdir={tmp_path / 'run'}", *arguments)
         out, err = capsys.readouterr()
         assert out == "" and list(tmp_path.iterdir()) == []

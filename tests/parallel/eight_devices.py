@@ -57,7 +57,7 @@ class Run:
         self.windows = TrainingWindows(self.data, model.seq_len, model.chunk, self.config.seed)
 
     def train(self):
-        self.state = run_parts.first_state(self.config, self.controller, self.tx, self.mesh)
+        self.state, _ = run_parts.first_state(self.config, self.tx, self.mesh)
         accum, size = self.config.train.accum_steps, self.config.train.batch_size
         with run_parts.build_compiler(self.config, self.graph, self.tx, self.mesh) as compiler:
             variant = StepVariant(low_pass_at(self.config, self.controller.cutoff), accum)

@@ -12,6 +12,7 @@ from fftlm_jax.curriculum import relative_improvement
 from fftlm_jax.doctor import WARNINGS, diagnose
 from fftlm_jax.doctor.evidence import HEALTHY, WARNING, facts_of, improvement_error, longest_alternation, measured_noise
 from fftlm_jax.doctor.rules_health import distinct_share
+from fftlm_jax.recording.history import History
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.training import run
 from tests.tiny import tiny, tiny_values
@@ -45,7 +46,10 @@ def warned(records, facts, samples=()):
 def test_a_healthy_run_hears_no_warning(seed):
     records, facts = healthy_run(seed)
     assert list(warnings_of(records, facts)) == []
-    assert {f.rule for f in diagnose(records, facts) if f.severity == HEALTHY} >= {"healthy_pace", "smooth_descent"}
+    assert {f.rule for f in diagnose(History(records), facts) if f.severity == HEALTHY} >= {
+        "healthy_pace",
+        "smooth_descent",
+    }
 
 
 def swing(records, facts):
@@ -163,7 +167,8 @@ def test_every_warning_is_tried():
 
 def test_each_warning_has_evidence_and_one_thing_to_change(healthy):
     for _, spoil in SPOILED:
-        for finding in diagnose(*spoil(*copy.deepcopy(healthy))):
+        records, *others = spoil(*copy.deepcopy(healthy))
+        for finding in diagnose(History(records), *others):
             if finding.severity == WARNING:
                 assert finding.evidence and finding.change and np.isfinite(list(finding.evidence.values())).all()
 
@@ -191,7 +196,7 @@ def test_a_start_that_was_recorded(healthy, recorded, is_slow):
     _, facts = healthy
     step = {"lr": facts.base_lr, "cutoff": 32, "grad_norm": 0.5}
     records = [{"kind": "train", "step": i + 1, "loss": loss, **step} for i, loss in enumerate(recorded)]
-    rules = {f.rule for f in diagnose(records, facts) if f.severity == WARNING}
+    rules = {f.rule for f in diagnose(History(records), facts) if f.severity == WARNING}
     assert rules == ({"slow_descent"} if is_slow else set())
 
 
@@ -200,24 +205,24 @@ def test_weights_of_another_run_need_not_fall(healthy):
     step = {"lr": facts.base_lr, "cutoff": 32, "grad_norm": 0.5}
     records = [{"kind": "train", "step": i + 1, "loss": loss, **step} for i, loss in enumerate(RECORDED_SLOW)]
     warm = dataclasses.replace(facts, is_fresh=False)
-    assert {f.rule for f in diagnose(records, warm)} == {"smooth_descent", "noise"}
+    assert {f.rule for f in diagnose(History(records), warm)} == {"smooth_descent", "noise"}
 
 
 def test_min_epoch_is_named_where_it_blocks(healthy):
     records, facts = never_raise(*healthy)
-    change = {f.rule: f.change for f in diagnose(records, facts)}["no_raise"]
+    change = {f.rule: f.change for f in diagnose(History(records), facts)}["no_raise"]
     assert change.startswith(f"curriculum.threshold={2 * facts.curriculum.threshold:g}"), "larger raises sooner"
     blocked = dataclasses.replace(facts, curriculum=dataclasses.replace(facts.curriculum, min_epoch=14))
-    assert "curriculum.min_epoch: 14" in {f.rule: f.change for f in diagnose(records, blocked)}["no_raise"]
+    assert "curriculum.min_epoch: 14" in {f.rule: f.change for f in diagnose(History(records), blocked)}["no_raise"]
 
 
 def test_too_fast_asks_for_a_smaller_threshold(healthy):
     records, facts = raise_every_epoch(*healthy)
-    finding = {f.rule: f for f in diagnose(records, facts)}["raises_every_epoch"]
+    finding = {f.rule: f for f in diagnose(History(records), facts)}["raises_every_epoch"]
     assert finding.change.startswith(f"curriculum.threshold={facts.curriculum.threshold / 2:g}")
     assert finding.step == 200, "the first raise counts: it came as early as it could"
     scheduled = dataclasses.replace(facts, curriculum=dataclasses.replace(facts.curriculum, name="schedule"))
-    assert "raises_every_epoch" not in {f.rule for f in diagnose(records, scheduled)}
+    assert "raises_every_epoch" not in {f.rule for f in diagnose(History(records), scheduled)}
 
 
 def test_a_reduction_that_was_asked_for_is_no_low_learning_rate(healthy):
@@ -243,7 +248,7 @@ def test_samples(healthy):
     assert warned(records, facts, same) == warned(records, facts, spaces) == {"repetitive_samples"}
     assert warned(records, facts, mixed) == warned(records, facts, [(100, TEXT), (200, TEXT)]) == set()
     greedy = dataclasses.replace(facts, temperature=0.0)
-    changes = {f.rule: f.change for f in diagnose(records, greedy, same)}
+    changes = {f.rule: f.change for f in diagnose(History(records), greedy, same)}
     assert changes["repetitive_samples"].startswith("sample.temperature"), "not the training is at fault"
 
 
@@ -287,9 +292,11 @@ def test_the_longest_alternation(case, values, least, expected):
 
 def test_nothing_is_said_of_a_run_without_steps(healthy):
     _, facts = healthy
-    assert diagnose([], facts) == []
-    assert diagnose([{"kind": "train", "step": 1, "loss": None, "nonfinite": True}], facts) == []
-    assert diagnose([], facts_of(tiny(curriculum__rule="none", lr__schedule="cooldown", lr__restart="none"))) == []
+    assert diagnose(History(), facts) == []
+    assert diagnose(History([{"kind": "train", "step": 1, "loss": None, "nonfinite": True}]), facts) == []
+    assert (
+        diagnose(History(), facts_of(tiny(curriculum__rule="none", lr__schedule="cooldown", lr__restart="none"))) == []
+    )
 
 
 def test_a_run_says_its_warnings_and_a_resumed_one_the_same(tmp_path, capsys):

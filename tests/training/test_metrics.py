@@ -1,16 +1,19 @@
 """metrics.jsonl: one whole JSON object a line, truncated to the restored step, no NaN; and the picture drawn of it."""
 
+import inspect
 import json
 import random
 
+import numpy as np
 import pytest
 
 from fftlm_jax.checkpoints.run_directory import RunDirectory
 from fftlm_jax.curriculum import Raise
 from fftlm_jax.recording.console import duration
-from fftlm_jax.recording.curves import draw_curves
+from fftlm_jax.recording.curves import draw_curves, thinned
+from fftlm_jax.recording.history import History
 from fftlm_jax.recording.metrics import MetricsLog, read_metrics
-from fftlm_jax.training.recorder import Recorder
+from fftlm_jax.training.recorder import NullRecorder, Recorder
 from tests.tiny import tiny
 
 
@@ -65,7 +68,7 @@ def test_curves_are_drawn_of_any_stage_of_a_run(tmp_path):
     sizes = set()
     last = [*train, evaluation, raised, halted]
     for records in ([], train[:1], [*train, evaluation], last, [*last, *warnings]):
-        draw_curves(records, tmp_path / "curves.png", "title")
+        draw_curves(History(records), tmp_path / "curves.png", "title")
         sizes.add((tmp_path / "curves.png").stat().st_size)
     assert len(sizes) == 5, "every record leaves a mark"
 
@@ -85,7 +88,7 @@ def test_curves_of_a_run_whose_objective_changed(tmp_path):
         {"kind": "eval", "step": 2, "bpb": 3.0, "chunk_bpb": 4.0},
     ]
     for order in (records, records[2:] + records[:2]):
-        draw_curves(order, tmp_path / "curves.png", "title")
+        draw_curves(History(order), tmp_path / "curves.png", "title")
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -100,3 +103,44 @@ def test_a_raise_says_what_was_held_against_the_threshold(tmp_path, capsys, boun
     assert f"CUTOFF RAISED: 4 -> 8 {words}, LR" in capsys.readouterr().out
     event = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert event["improvement"] == 0.001 and {v for k, v in event.items() if k == "improvement_bound"} == logged
+
+
+def test_a_history_that_grows_record_by_record_is_the_one_read_from_the_file(tmp_path):
+    log = MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb")
+    for step in range(1, 1500):  # Beyond the first capacity of the columns.
+        log.write("train", step, loss=1 / step, lr=0.1, cutoff=4, grad_norm=float("inf") if step == 7 else 2.0)
+        if step % 100 == 0:
+            log.write("radial", step, groups={"mlp": {"abs_rho": 0.1 * step}})
+            log.write("eval", step, bpb=1.0, loss=0.7)
+    log.write("event", 3, event="cutoff_raised", **{"from": 4, "to": 8})
+    log.write("event", 9, event="warning", rule="oscillation", at=5)
+    grown = log.history
+    log.close()
+    read = History(read_metrics(tmp_path / "m.jsonl"))
+    for name in ("step", "loss", "chunk_loss", "lr", "cutoff", "grad_norm"):
+        np.testing.assert_array_equal(grown.train[name], read.train[name])
+    assert len(grown.train) == 1499 and np.flatnonzero(np.isnan(grown.train["grad_norm"])).tolist() == [6]
+    assert np.isnan(grown.train["chunk_loss"]).all()
+    np.testing.assert_array_equal(grown.rho["mlp"]["abs_rho"], read.rho["mlp"]["abs_rho"])
+    for name in ("evaluations", "raises", "warnings"):
+        assert getattr(grown, name) == getattr(read, name) != []
+
+
+def test_a_thinned_line_keeps_its_extremes_and_its_order():
+    x, y = np.arange(100_000.0), np.random.default_rng(0).normal(size=100_000)
+    y[31_234], y[77_777], y[5] = 50.0, -50.0, np.nan
+    thin_x, thin_y = thinned(x, y, most=1000)
+    assert len(thin_x) <= 1000 and (np.diff(thin_x) > 0).all()
+    assert np.nanmax(thin_y) == 50 and np.nanmin(thin_y) == -50 and {31_234, 77_777} <= set(thin_x)
+    np.testing.assert_array_equal(thin_y, y[thin_x.astype(int)])
+    assert thinned(x, y, most=100_000) == (x, y)
+
+
+def test_the_null_recorder_takes_every_call_of_the_loop(tmp_path):
+    own = {"close", "say", "started", "changed"}  # Of the process that opens the files.
+    recorder = NullRecorder()
+    calls = {name: f for name, f in inspect.getmembers(Recorder, inspect.isfunction) if not name.startswith("_")}
+    for name, function in calls.items():
+        if name not in own:
+            inspect.signature(getattr(recorder, name)).bind(*list(inspect.signature(function).parameters)[1:])
+    assert recorder.flush() == (0, 0)

@@ -13,11 +13,15 @@ import time
 
 import pytest
 
+from fftlm_jax.checkpoints.run_directory import RunDirectory
+from fftlm_jax.checkpoints.save_restore import Restored
 from fftlm_jax.checkpoints.verification import main as verify_main
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime import faults
+from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.process import CPU_FLAGS
-from tests.tiny import hash_of, main_here, run_main, start_main, write_words
+from fftlm_jax.training import run_parts
+from tests.tiny import hash_of, main_here, run_main, start_main, tiny, write_words
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -322,3 +326,18 @@ def test_a_profile_window_survives_a_stop_inside_it(arguments, tmp_path, monkeyp
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
     assert main_here(*options) == 0
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 2
+
+
+def test_a_saved_cutoff_below_the_coefficients_in_use_is_refused(tmp_path):
+    """Never regress: going on from it would switch off what the weights have learned."""
+    config = tiny(model__n_layers=1)
+    parts = run_parts.build_run(config, RunDirectory(tmp_path / "run"))
+    state = run_parts.begun(parts)
+    host = state.host_part(config, parts.corpus.fingerprint, (0, 0))
+    assert run_parts.resumed(parts, Restored(state.arrays, host, 5)).controller.cutoff == 4
+    host["controller"]["cutoff"] = 2
+    with pytest.raises(
+        CheckpointError, match="checkpoints/5: .*cutoff 2 is below 4: .*never regresses"
+    ):
+        run_parts.resumed(parts, Restored(state.arrays, host, 5))
+    assert not (tmp_path / "run").exists(), "nothing is written by looking"

@@ -11,7 +11,6 @@ from flax import nnx
 
 from fftlm_jax.checkpoints.contents import averaged_params
 from fftlm_jax.curriculum import Answer
-from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.data import TrainingWindows
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import low_pass_at
@@ -67,8 +66,8 @@ def graph_of(model):
 def first_state(method, ema_decay):
     """Nothing else that tests change makes it another one."""
     config = tiny(**SMALL, curriculum__method=method, optim__ema_decay=ema_decay)
-    controller, tx = build_controller(config), build_optimizer_of(config)
-    return jax.device_get(jax.jit(lambda: run_parts.first_state(config, controller, tx))())
+    tx = build_optimizer_of(config)
+    return jax.device_get(jax.jit(lambda: run_parts.first_state(config, tx)[0])())
 
 
 @functools.cache
