@@ -12,11 +12,14 @@ from fftlm_jax.config.limits import (
     at_most,
     below,
     between,
+    entry_of,
     from_zero_below,
     key,
     one_of,
     within,
 )
+from fftlm_jax.config.mixers import MIXERS
+from fftlm_jax.config.optimizers import OPTIMIZERS
 
 Cutoff = int | float | str
 
@@ -34,7 +37,7 @@ class ModelConfig:
     mixer: str = key(
         "convolution",
         "What mixes time: convolution, or attention (rotary, causal; the baseline).",
-        one_of("convolution", "attention"),
+        entry_of(MIXERS),
     )
     conv_heads: int = key(8, "Kernels per layer (H); must divide d_model.", between(1, 2**16))
     kernel_basis: str = key(
@@ -192,7 +195,7 @@ class OptimConfig:
     name: str = key(
         "adamw",
         "The optimizer: adamw, or muon (Muon for the matrices of the blocks, AdamW for everything else).",
-        one_of("adamw", "muon"),
+        entry_of(OPTIMIZERS),
         resume=FIXED,
     )
     b1: float = key(0.9, "Decay of AdamW's first moment.", from_zero_below(1))

@@ -7,9 +7,10 @@ with what the file holds (`require_room`).
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.runtime.errors import CheckpointError
 
 Check = Callable[[Any], str | None]
@@ -52,6 +53,11 @@ def one_of(*options: str) -> Check:
     return check
 
 
+def entry_of(table: Mapping[str, Any]) -> Check:
+    """Names of a table that may grow later."""
+    return lambda v: one_of(*table)(v)
+
+
 def between(low: float, high: float) -> Check:
     return lambda v: at_least(low)(v) or at_most(high)(v)
 
@@ -77,8 +83,6 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 LARGEST_MODEL = 2**36  # Parameters.
-_LARGEST_KERNELS = 2**26  # Taps of a layer: they are made in float64, also where a model is only described.
-_LARGEST_SCORES = 2**38  # Numbers that attention compares positions with, of a layer and a micro-batch.
 _LARGEST_BATCH = 2**30  # Bytes of the windows of a micro-batch.
 _MOST_STEPS = 2**31 - 1  # Counted in int32 on the device.
 
@@ -86,10 +90,7 @@ _MOST_STEPS = 2**31 - 1  # Counted in int32 on the device.
 def parameter_count(model: Any) -> int:
     """Number of parameters of a model, from its config alone: nothing is built, however large it is."""
     width, hidden, layers = model.d_model, round(model.d_model * model.ffn_mult), model.n_layers
-    if model.mixer == "attention":
-        mixer = 4 * width**2
-    else:
-        mixer = model.conv_heads * model.kernel_len + width + (3 * width**2 if model.projections else 0)
+    mixer = MIXERS[model.mixer].parameters(model)
     blocks = layers * (mixer + 2 * width * hidden + 2 * width)
     bins = 0 if model.memory == "none" else model.memory_piece // 2 + 1
     memory = bins * (2 if model.memory == "aligned" else 1) + 2 * bins * width
@@ -115,12 +116,7 @@ def require_room(where: str, needed: int, held: int) -> None:
 
 def model_size(config: Any) -> Iterator[str]:
     """Of the section `model`."""
-    model, count = config.model, parameter_count(config.model)
-    if model.mixer == "convolution" and model.conv_heads * model.kernel_len > _LARGEST_KERNELS:
-        yield (
-            f"config.model.kernel_len: {model.conv_heads} heads of {model.kernel_len} taps are more than "
-            f"{_LARGEST_KERNELS} taps in a layer; lower it or conv_heads."
-        )
+    count = parameter_count(config.model)
     if count > LARGEST_MODEL:
         yield (
             f"config.model.d_model: the model would have {count:.1e} parameters, more than {LARGEST_MODEL:.1e}; lower "
@@ -137,12 +133,8 @@ def batch_size(config: Any) -> Iterator[str]:
                 f"config.{section}.batch_size: {windows} windows of {config.model.seq_len} bytes are more than "
                 f"{_LARGEST_BATCH} bytes at once; lower it."
             )
-        scores = windows * config.model.attention_heads * config.model.seq_len**2
-        if config.model.mixer == "attention" and scores > _LARGEST_SCORES:
-            yield (
-                f"config.{section}.batch_size: attention compares {scores:.1e} pairs of positions at once, more than "
-                f"{_LARGEST_SCORES:.1e}; lower it or model.seq_len."
-            )
+        if fault := MIXERS[config.model.mixer].batch_fault(config.model, windows):
+            yield f"config.{section}.batch_size: {fault}"
 
 
 def steps(config: Any) -> Iterator[str]:

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from fftlm_jax.config import limits as size
+from fftlm_jax.config.keys_model import OptimConfig
+from fftlm_jax.config.mixers import MIXERS
+from fftlm_jax.config.optimizers import OPTIMIZERS
 from fftlm_jax.config.rules_schedules_raft import (
     batch_stage_faults,
     cooldown_faults,
@@ -41,7 +44,7 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
         (stage_faults, ("lr", "train")),
         (batch_stage_faults, ("lr", "train")),
         (cooldown_faults, ("objective", "lr", "curriculum")),
-        (_muon, ("model", "objective", "optim")),
+        (_optimizer, ("model", "objective", "optim")),
         (_objective, ("model", "objective", "curriculum")),
         (_chunk_head, ("model", "objective", "init")),
         *([(_data, ("data",))] if with_data else []),
@@ -62,52 +65,41 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
 
 def _model(config: Config) -> Iterator[str]:
     m = config.model
-    if m.d_model % m.conv_heads and m.mixer == "convolution":
-        yield f"config.model.conv_heads: {m.conv_heads} heads do not divide d_model {m.d_model}; choose a divisor."
-    if m.d_model % (2 * m.attention_heads) and m.mixer == "attention":
-        yield (
-            f"config.model.attention_heads: {m.attention_heads} heads do not divide d_model {m.d_model} into even "
-            "widths, which rotary embeddings need; choose another number."
-        )
+    yield from MIXERS[m.mixer].faults(m)
     if m.seq_len % m.chunk:
         yield f"config.model.chunk: {m.chunk} does not divide seq_len {m.seq_len}; choose a divisor."
     if m.memory != "none" and m.memory_piece > m.seq_len:
         yield f"config.model.memory_piece: {m.memory_piece} exceeds the window of {m.seq_len} bytes; lower it."
     if round(m.d_model * m.ffn_mult) < 1:
         yield f"config.model.ffn_mult: {m.ffn_mult} x d_model {m.d_model} leaves no hidden unit; raise it."
-    if m.conv_method == "fft" and m.dtype == "bfloat16" and m.mixer == "convolution":
-        yield "config.model.dtype: there is no FFT in bfloat16; use conv_method 'toeplitz' or dtype 'float32'."
 
 
 def _mixer(config: Config) -> Iterator[str]:
     m, c = config.model, config.curriculum
-    if m.mixer == "attention" and rule_in_force(c, config.objective) != "none":
+    if not MIXERS[m.mixer].has_kernels and rule_in_force(c, config.objective) != "none":
         yield (
-            f"config.curriculum.rule: {c.rule!r} raises the cutoff of convolution kernels, and mixer 'attention' has "
+            f"config.curriculum.rule: {c.rule!r} raises the cutoff of convolution kernels, and mixer {m.mixer!r} has "
             "none; set it to 'none'."
         )
-    if m.mixer == "attention" and not m.projections:
-        yield "config.model.projections: attention is made of projections; set it to True."
 
 
-def _muon(config: Config) -> Iterator[str]:
-    o = config.optim
-    if o.name == "muon" and config.objective.is_frozen:
-        yield "config.optim.name: a frozen backbone leaves Muon no matrix; use 'adamw'."
-    if o.name != "muon":
-        only = {"spectral_lr": o.spectral_lr != 0, "brake": o.brake < 1, "neuron_beta2": o.neuron_beta2 > 0}
-        for name in (name for name, is_set in only.items() if is_set):
-            yield f"config.optim.{name}: belongs to Muon and would do nothing; set optim.name to 'muon'."
+def _optimizer(config: Config) -> Iterator[str]:
+    o, neutral = config.optim, OptimConfig()
+    if OPTIMIZERS[o.name].needs_matrices and config.objective.is_frozen:
+        yield f"config.optim.name: a frozen backbone leaves {o.name} no matrix; use 'adamw'."
+    for other, traits in OPTIMIZERS.items():
+        for name in traits.keys if other != o.name else ():
+            if getattr(o, name) != getattr(neutral, name):
+                yield f"config.optim.{name}: belongs to {other} and would do nothing; set optim.name to {other!r}."
     if isinstance(o.spectral_lr, tuple):
-        yield from _spectral_lr_by_group(o.spectral_lr, config.model.mixer)
+        yield from _spectral_lr_by_group(o.spectral_lr, (MIXERS[config.model.mixer].group, "mlp"))
     span = o.spectral_span
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in span)
     if len(span) != 2 or not numbers or not 0 <= span[0] < span[1] <= 1:
         yield f"config.optim.spectral_span: {shown(span)} is not (start, end) with 0 <= start < end <= 1."
 
 
-def _spectral_lr_by_group(rows: tuple, mixer: str) -> Iterator[str]:
-    groups = ("attention" if mixer == "attention" else "mixer", "mlp")
+def _spectral_lr_by_group(rows: tuple, groups: tuple[str, str]) -> Iterator[str]:
     seen: list[str] = []
     for row in rows:
         is_pair = isinstance(row, tuple) and len(row) == 2 and row[0] in groups and row[0] not in seen

@@ -1,10 +1,11 @@
-"""Rules between the keys of reward-ranked fine-tuning (task "raft"); as those of `config_rules.py`."""
+"""Rules between the keys of curriculum, learning rate and reward-ranked fine-tuning; as those of `rules.py`."""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from fftlm_jax.config import cutoff as units
+from fftlm_jax.config.optimizers import OPTIMIZERS
 from fftlm_jax.config.schema import Config, rule_in_force
 from fftlm_jax.runtime.untrusted import shown
 
@@ -135,7 +136,7 @@ def _base(config: Any) -> Iterator[str]:
         yield "config.raft.sft_trained: adapters on random weights learn little; name an init.checkpoint or use 'full'."
     if raft.sft_epochs == 0 and not has_base:
         yield "config.raft.sft_epochs: random weights answer nothing; train them, or name an init.checkpoint."
-    if config.optim.name == "muon" and "full" not in (raft.trained, raft.sft_trained):
+    if OPTIMIZERS[config.optim.name].needs_matrices and "full" not in (raft.trained, raft.sft_trained):
         yield "config.optim.name: adapters are trained with AdamW; use 'adamw', or train all weights ('full')."
     if config.optim.ema_decay:
         yield "config.optim.ema_decay: fine-tuning keeps no average of the weights; set it to 0."

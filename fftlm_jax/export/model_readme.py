@@ -1,6 +1,7 @@
 """The README of an exported model: what it is, and examples that run in its folder as they stand."""
 
 import fftlm_jax
+from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.export.exported_model import PLATFORMS, PROGRAM, WEIGHTS, ExportedConfig
 
 _MODEL = """\
@@ -65,7 +66,7 @@ def readme(config: ExportedConfig, parameters: int, with_program: bool) -> str:
         version=fftlm_jax.__version__,
         parameters=parameters,
         layers=model.n_layers,
-        mixer={"convolution": "convolutions", "attention": "attention"}[model.mixer],
+        mixer=MIXERS[model.mixer].words,
         width=model.d_model,
         window=model.seq_len,
         chunk=f";\nits head also holds slices for the {model.chunk - 1} bytes after that" if model.chunk > 1 else "",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.generation.sampling import (
     DecodedBytes,
@@ -29,13 +30,9 @@ from fftlm_jax.spectral import LowPass
 
 
 def receptive_field(config: ModelConfig) -> float:
-    """Bytes that one prediction can depend on: each layer reaches kernel_len - 1 bytes further back.
-
-    Attention and spectral memories reach back without end.
-    """
-    if config.mixer == "attention" or config.memory != "none":
-        return math.inf
-    return 1 + config.n_layers * (config.kernel_len - 1)
+    """Bytes that one prediction can depend on. Each layer reaches further back; a memory does so without end."""
+    reach = MIXERS[config.mixer].reach(config)
+    return 1 + config.n_layers * (reach - 1) if config.memory == "none" else math.inf
 
 
 class PlainDecoder:

@@ -1,4 +1,4 @@
-"""The language model: byte embedding, a stack of residual blocks, a final norm and the byte head.
+"""The language model: byte embedding, residual blocks, a final norm, perhaps a spectral memory, and the byte head.
 
 One block: a mixer of time and a feed-forward layer, both pre-norm and residual.
 
@@ -6,8 +6,6 @@ One block: a mixer of time and a feed-forward layer, both pre-norm and residual.
 
 Everything but the mixer is position-wise, so the model is causal exactly when its mixer is.
 Shapes: B batch, T time, D width.
-
-Byte embedding, a stack of blocks, a final norm, perhaps a spectral memory, and the byte head.
 
 NNX classes describe the model; `build` splits it once into a static graph definition and a plain nested dict of
 arrays, and only that dict travels through jit, checkpoints and optimizers.
@@ -21,14 +19,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fftlm_jax.config.cutoff import freq_bins
+from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.config.schema import Config, ModelConfig
 from fftlm_jax.model.layers import VOCABULARY, ByteHead, linear, project
-from fftlm_jax.model.mixers import AttentionMixer, ConvolutionMixer
+from fftlm_jax.model.mixers import MIXER_MODULES
 from fftlm_jax.model.spectral_memory import SpectralMemory
 from fftlm_jax.parallel import regathering, whole
 from fftlm_jax.spectral import LowPass
-
-_MIXERS = {"convolution": ConvolutionMixer, "attention": AttentionMixer}
 
 
 class FeedForward(nnx.Module):
@@ -49,7 +46,7 @@ class ResidualBlock(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.mixer_norm = nnx.RMSNorm(config.d_model, dtype=jnp.float32, rngs=rngs)
-        self.mixer = _MIXERS[config.mixer](config, rngs)
+        self.mixer = MIXER_MODULES[config.mixer](config, rngs)
         self.mlp_norm = nnx.RMSNorm(config.d_model, dtype=jnp.float32, rngs=rngs)
         self.mlp = FeedForward(config, rngs)
         self.dropout = nnx.Dropout(config.dropout)
@@ -168,5 +165,4 @@ def evaluation_low_pass(config: Config, cutoff: int) -> LowPass:
 
 def masks_parameters(config: Config) -> bool:
     """Whether the cutoff acts on parameters themselves, which are 0 above it, and not on what is made of them."""
-    model = config.model
-    return model.mixer == "convolution" and model.kernel_basis == "cosine" and config.curriculum.method == "cosine"
+    return config.curriculum.method == "cosine" and MIXERS[config.model.mixer].masks_parameters(config.model)

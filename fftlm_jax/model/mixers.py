@@ -1,24 +1,23 @@
-"""The ways to mix time: causal long convolutions, and causal attention as the baseline.
+"""The ways to mix time: per-head causal long convolutions, and causal attention as their baseline.
 
-The attention mixer: causal multi-head self-attention with rotary positions, the baseline of the convolutions.
+A mixer is a module with five methods: `__call__(z_BTD, low_pass)` for training, and for decoding `kernels`, `at_width`,
+`empty_past` and `extend`, by which it says what it keeps of the past. `parameter_rules` sorts its parameters into
+groups (see `parameters.py`). What configs and counts must know of it without JAX stands in `config/mixers.py`;
+`register_mixer` adds one from elsewhere.
 
-Shapes: B batch, T time, D width, H heads, E = D / H head width; while decoding, S new positions, W of
-them and their past.
-
-The convolution mixer: per-head causal long convolutions, gated and projected, or plain.
-
-    u = W_in z;  y = causal_convolve(u) * gain;  out = W_out (y * silu(W_gate z))
-
-Shapes: B batch, T time, D width, H conv heads, K taps.
+Shapes: B batch, T time, D width, H heads, E = D / H head width, K taps; while decoding, S new positions, W of them and
+their past.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fftlm_jax.config.mixers import MIXERS, MixerTraits
 from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.model.layers import linear, project
 from fftlm_jax.parallel import on_own_rows
@@ -45,11 +44,13 @@ class Cache(NamedTuple):
 
 
 class AttentionMixer(nnx.Module):
-    """Causal self-attention of the same width as the convolution mixer, with four matrices where that has three.
+    """Causal multi-head self-attention of the convolution mixer's width, with four matrices where that has three.
 
     Position enters by rotation of queries and keys only (Su et al., "RoFormer", arXiv 2104.09864), so attention, like
     a convolution, depends on distances and not on absolute places.
     """
+
+    parameter_rules: ClassVar = (("attention", r"w_[qkvo]/kernel"),)
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, dtype = config.d_model, jnp.dtype(config.dtype)
@@ -141,9 +142,13 @@ def initial_taps(key: jax.Array, heads: int, kernel_len: int) -> jax.Array:
 class ConvolutionMixer(nnx.Module):
     """Mixes time by per-head causal convolutions; gated and projected, or plain as in the source documents.
 
+        u = W_in z;  y = causal_convolve(u) * gain;  out = W_out (y * silu(W_gate z))
+
     The kernels' parameters are their cosine spectra or, with `kernel_basis="taps"`, their taps: the same functions in
     another basis, which an optimizer that scales coordinates walks through differently.
     """
+
+    parameter_rules: ClassVar = (("convolution", "spectrum|taps"), ("gain", "gain"), ("mixer", r"w_\w+/kernel"))
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, dtype = config.d_model, jnp.dtype(config.dtype)
@@ -200,3 +205,27 @@ class ConvolutionMixer(nnx.Module):
         if not self.projections:
             return y_BTD
         return project(self.w_out, y_BTD * jax.nn.silu(project(self.w_gate, z_BTD)))
+
+
+MIXER_MODULES: dict[str, type[nnx.Module]] = {"attention": AttentionMixer, "convolution": ConvolutionMixer}
+
+
+def register_mixer(name: str, module: type[nnx.Module], traits: MixerTraits) -> None:
+    """Makes a mixer of one's own a value of `model.mixer`; to be called before a config that names it is read.
+
+    Args:
+        name: of the mixer.
+        module: as the head of this file says, made by `module(config, rngs)` from the section `model` of a config.
+        traits: what must be known of it without building it.
+
+    Raises:
+        ValueError: if there is one of this name.
+    """
+    if name in MIXER_MODULES:
+        raise ValueError(f"there is a mixer {name!r} already")
+    MIXER_MODULES[name], MIXERS[name] = module, traits
+
+
+def parameter_rules() -> Sequence[tuple[str, str]]:
+    """(group, regular expression over the path below a mixer) of all mixers."""
+    return [rule for module in MIXER_MODULES.values() for rule in module.parameter_rules]

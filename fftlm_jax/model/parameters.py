@@ -1,15 +1,10 @@
 """The model's parameters by name and by group, and the arithmetic that they cost.
 
-Parameters to groups by path: first matching rule wins, and every parameter must match one.
+Groups go by path and never by rank: stacked gains are 2-D and stacked matrices 3-D, so `ndim == 2` gets both wrong. The
+first rule that matches wins, and every parameter must match one.
 
-By path and never by rank: stacked gains are 2-D and stacked matrices 3-D, so `ndim == 2` gets both wrong.
-
-Arrays of a nested dict by name, and in which of them two sets of arrays differ.
-
-How much of its devices a run uses: the arithmetic that its model needs over what they could do (MFU).
-
-Counted is what the mathematics takes, not what a program does: recomputing blocks (`model.remat`) and padding earn
-nothing.
+How much of its devices a run uses (MFU) is the arithmetic that its model needs over what they could do. Counted is what
+the mathematics takes, not what a program does: recomputing blocks (`model.remat`) and padding earn nothing.
 """
 
 import collections
@@ -20,21 +15,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.config.schema import Config
 from fftlm_jax.model.language_model import VOCABULARY, Params
+from fftlm_jax.model.mixers import parameter_rules
 from fftlm_jax.optim.leaves import path_string
 
 Rules = Sequence[tuple[str, str]]
 
 # (group, regular expression over the whole slash-separated path).
-PARAMETER_RULES: Rules = (
-    ("mixer", r"blocks/mixer/w_(in|gate|out)/kernel"),
-    ("attention", r"blocks/mixer/w_[qkvo]/kernel"),
+_RULES: Rules = (
     ("mlp", r"blocks/mlp/w_\w+/kernel"),
     ("head", r"head/kernel"),
     ("embedding", r"embed/embedding"),
-    ("convolution", r"blocks/mixer/(spectrum|taps)"),
-    ("gain", r"blocks/mixer/gain"),
     ("norm", r"(.*/)?\w*norm/scale"),
     ("memory", r"memory/(rho|theta|w_read/kernel)"),
 )
@@ -46,12 +39,13 @@ MUON_GROUPS = frozenset({"mixer", "attention", "mlp"})
 DECAYED_GROUPS = MUON_GROUPS | {"head"}
 
 
-def group_of(path: str, rules: Rules = PARAMETER_RULES) -> str | None:
-    """Group of a parameter by its slash-separated path, or None."""
+def group_of(path: str) -> str | None:
+    """Group of a parameter by its slash-separated path, or None; a mixer's own rules decide below it."""
+    rules = [*((group, f"blocks/mixer/({pattern})") for group, pattern in parameter_rules()), *_RULES]
     return next((group for group, pattern in rules if re.fullmatch(pattern, path)), None)
 
 
-def label_params(params: Any, rules: Rules = PARAMETER_RULES) -> Any:
+def label_params(params: Any) -> Any:
     """Tree of group names with the structure of `params`.
 
     Raises:
@@ -61,7 +55,7 @@ def label_params(params: Any, rules: Rules = PARAMETER_RULES) -> Any:
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
         del leaf
-        group = group_of(path_string(path), rules)
+        group = group_of(path_string(path))
         if group is None:
             orphans.append(path_string(path))
         return group or ""
@@ -120,8 +114,8 @@ def flops_per_byte(config: Config, params: Params) -> float:
     model, objective = config.model, config.objective
     groups = zip(jax.tree.leaves(label_params(params)), jax.tree.leaves(params), strict=True)
     matrices = sum(leaf.size for group, leaf in groups if group in MUON_GROUPS)
-    reach = model.kernel_len if model.mixer == "convolution" else model.seq_len
-    blocks = matrices + model.n_layers * model.d_model * min(reach, model.seq_len)
+    reach = min(MIXERS[model.mixer].reach(model), model.seq_len)
+    blocks = matrices + model.n_layers * model.d_model * reach
     heads = model.d_model * VOCABULARY * (2 if objective.has_chunks else 1)
     if objective.is_last_only:
         heads = model.d_model * VOCABULARY * (1 + model.chunk) / model.seq_len
@@ -135,15 +129,9 @@ def utilisation(config: Config, params: Params, bytes_per_second: float) -> floa
     return peak and flops_per_byte(config, params) * bytes_per_second / (peak * len(devices))
 
 
-def routing_words(params: Any, optimizer: str) -> str:
-    """Which groups of parameters go to which half of the optimizer, with their sizes."""
+def group_sizes(params: Any) -> Mapping[str, int]:
+    """Parameters of every group."""
     sizes = collections.Counter()
     for group, leaf in zip(jax.tree.leaves(label_params(params)), jax.tree.leaves(params), strict=True):
         sizes[group] += leaf.size
-    halves = {"muon": MUON_GROUPS & set(sizes)} if optimizer == "muon" else {}
-    halves["adamw"] = set(sizes) - halves.get("muon", set())
-    return "; ".join(
-        f"{half} for {', '.join(f'{group} ({sizes[group]:,})' for group in sizes if group in groups)}"
-        for half, groups in halves.items()
-        if groups
-    )
+    return sizes

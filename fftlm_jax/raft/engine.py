@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 
+from fftlm_jax.config.optimizers import OPTIMIZERS
 from fftlm_jax.config.schema import Config
 from fftlm_jax.generation import Decoder, SamplingConfig
 from fftlm_jax.model import build
@@ -150,7 +151,7 @@ class Engine:
 
     def _step(self, trained: str, steps: int) -> tuple[FineTuneStep, optax.GradientTransformationExtraArgs]:
         """The step and its optimizer, compiled once for all cycles unless the optimizer depends on their length."""
-        length = steps if trained == "full" and self._config.optim.name == "muon" else 1
+        length = steps if trained == "full" and OPTIMIZERS[self._config.optim.name].depends_on_length else 1
         if (trained, length) not in self._steps:
             tx = raft_parts.optimizer_of(self._config, trained, length)
             lora, dropout = self._lora if trained == "lora" else None, self._config.model.dropout > 0

@@ -1,20 +1,16 @@
-"""The optimizer of a run, built from its config, and its radial statistics as the metrics keep them.
+"""The optimizer of a run, built from its config, and its radial statistics as the metrics keep them."""
 
-The optimizer of a run, assembled from its config.
-
-The alignment of gradients with their weights, as `metrics.jsonl` keeps it: per layer and per group.
-"""
-
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from fftlm_jax.config.optimizers import OPTIMIZERS, OptimizerTraits
 from fftlm_jax.config.schema import Config, OptimConfig
-from fftlm_jax.model.parameters import DECAYED_GROUPS, MUON_GROUPS, group_of, label_params
+from fftlm_jax.model.parameters import DECAYED_GROUPS, MUON_GROUPS, group_of, group_sizes, label_params
 from fftlm_jax.optim import (
     RadialStats,
     scale_by_sawtooth,
@@ -50,16 +46,67 @@ def build_optimizer(
             grow with them, as the gradient of a summed loss does.
         stack_sharding: of Muon's stacks of matrices while they are orthogonalized, see `orthogonalize`.
     """
-    links = [optax.clip_by_global_norm(config.clip)]
-    if config.name == "adamw":
-        links.append(_adamw(config))
-    else:
-        muon = _muon(config, total_steps, batch_multiples, stack_sharding)
-        links.append(optax.partition({"muon": muon, "adamw": _adamw_beside_muon(config)}, _halves))
-    links.append(learning_rate)
-    if config.name == "muon" and config.brake < 1:
-        links.append(optax.masked(radial_brake(config.brake), _is_muon))
-    return optax.chain(*links)
+    before, after = OPTIMIZER_LINKS[config.name].links(config, total_steps, batch_multiples, stack_sharding)
+    return optax.chain(optax.clip_by_global_norm(config.clip), *before, learning_rate, *after)
+
+
+Links = tuple[list[optax.GradientTransformation], list[optax.GradientTransformation]]
+
+
+class OptimizerLinks(NamedTuple):
+    """What an optimizer adds to clipping and learning rate.
+
+    `links(config, total_steps, batch_multiples, stack_sharding)`, arguments as of `build_optimizer`, gives the links
+    before and after the learning rate; `half_of(group)` the name of the half that updates a group of parameters.
+    """
+
+    links: Callable[..., Links]
+    half_of: Callable[[str], str]
+
+
+def register_optimizer(name: str, links: OptimizerLinks, traits: OptimizerTraits) -> None:
+    """Makes an optimizer of one's own a value of `optim.name`; to be called before a config that names it is read.
+
+    Raises:
+        ValueError: if there is one of this name.
+    """
+    if name in OPTIMIZER_LINKS:
+        raise ValueError(f"there is an optimizer {name!r} already")
+    OPTIMIZER_LINKS[name], OPTIMIZERS[name] = links, traits
+
+
+def routing_words(params: Any, optimizer: str) -> str:
+    """Which groups of parameters go to which half of the optimizer, with their sizes."""
+    half_of, halves = OPTIMIZER_LINKS[optimizer].half_of, {}
+    for group, size in group_sizes(params).items():
+        halves.setdefault(half_of(group), []).append(f"{group} ({size:,})")
+    return "; ".join(f"{half} for {', '.join(halves[half])}" for half in sorted(halves, reverse=True))
+
+
+def _adamw_links(config: OptimConfig, *unused: Any) -> Links:
+    del unused
+    return [_adamw(config)], []
+
+
+def _muon_links(
+    config: OptimConfig,
+    total_steps: int,
+    batch_multiples: tuple[int, ...],
+    stack_sharding: jax.sharding.NamedSharding | None,
+) -> Links:
+    muon = _muon(config, total_steps, batch_multiples, stack_sharding)
+    halves = optax.partition({"muon": muon, "adamw": _adamw_beside_muon(config)}, _halves)
+    return [halves], [optax.masked(radial_brake(config.brake), _is_muon)] if config.brake < 1 else []
+
+
+def _half_beside_muon(group: str) -> str:
+    return "muon" if group in MUON_GROUPS else "adamw"
+
+
+OPTIMIZER_LINKS = {
+    "adamw": OptimizerLinks(_adamw_links, lambda group: "adamw"),
+    "muon": OptimizerLinks(_muon_links, _half_beside_muon),
+}
 
 
 def _adamw(config: OptimConfig) -> optax.GradientTransformation:
@@ -136,7 +183,7 @@ def _is_muon(params: Any) -> Any:
 
 
 def _halves(params: Any) -> Any:
-    return jax.tree.map(lambda group: "muon" if group in MUON_GROUPS else "adamw", label_params(params))
+    return jax.tree.map(_half_beside_muon, label_params(params))
 
 
 def _is_decayed(params: Any) -> Any:

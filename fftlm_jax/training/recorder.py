@@ -11,11 +11,11 @@ from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Raise, Spike, adaptive_factor
 from fftlm_jax.data import Corpus
 from fftlm_jax.doctor.examine import Watch
-from fftlm_jax.model.parameters import routing_words, utilisation
+from fftlm_jax.model.parameters import utilisation
 from fftlm_jax.recording.console import AppendedFile, Console, duration
 from fftlm_jax.recording.metrics import MetricsLog, parse_samples, read_samples, sample_entry
 from fftlm_jax.runtime.errors import NonFiniteError
-from fftlm_jax.training.optimizer import radial_record
+from fftlm_jax.training.optimizer import radial_record, routing_words
 from fftlm_jax.training.step import StepMetrics, trained
 
 

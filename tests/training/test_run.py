@@ -336,8 +336,6 @@ def test_a_saved_cutoff_below_the_coefficients_in_use_is_refused(tmp_path):
     host = state.host_part(config, parts.corpus.fingerprint, (0, 0))
     assert run_parts.resumed(parts, Restored(state.arrays, host, 5)).controller.cutoff == 4
     host["controller"]["cutoff"] = 2
-    with pytest.raises(
-        CheckpointError, match="checkpoints/5: .*cutoff 2 is below 4: .*never regresses"
-    ):
+    with pytest.raises(CheckpointError, match="checkpoints/5: .*cutoff 2 is below 4: .*never regresses"):
         run_parts.resumed(parts, Restored(state.arrays, host, 5))
     assert not (tmp_path / "run").exists(), "nothing is written by looking"
