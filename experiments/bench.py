@@ -14,7 +14,6 @@
 `scale`: memory of a device and collectives of a step on eight simulated devices, by mesh.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ import sys
 from collections.abc import Callable
 
 from fftlm_jax.runtime import process
+from fftlm_jax.runtime.process import CommandParser
 
 process.keep_freed_blocks(os.environ)
 process.set_cpu_defaults(os.environ)
@@ -51,7 +51,7 @@ SUITES: dict[str, Callable[..., list[Row]]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.bench", __doc__)
     parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds, at least 9")
     parser.add_argument("--workdir", help="of suite decode: a trained run with a chunk head")

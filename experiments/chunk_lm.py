@@ -9,7 +9,6 @@ leads to does not depend on the load, so the training itself may share the machi
 arm's own steps. Base of all arms: configs/small.py.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -25,6 +24,7 @@ from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.config.reading import read_config
 from fftlm_jax.config.schema import Config
+from fftlm_jax.runtime.process import CommandParser
 
 CONFIG = "configs/small.py"
 BASE = "base"
@@ -96,7 +96,7 @@ def trials(step_ms: dict[str, float], seconds: float, seeds: int) -> list[Trial]
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.chunk_lm", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.chunk_lm", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of every arm")
     parser.add_argument("--seeds", type=int, default=3)

@@ -10,7 +10,6 @@ teaches characters, half of it words, all of it spelling. The folder gets REPORT
 cutoff writes, and a picture.
 """
 
-import argparse
 import ast
 import json
 import statistics
@@ -28,6 +27,7 @@ from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.config.reading import read_config
 from fftlm_jax.config.schema import Config
 from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.process import CommandParser
 
 CONFIG = "configs/curriculum_trial.py"
 BASE = "none"
@@ -98,9 +98,7 @@ def trials(seeds: int) -> list[Trial]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.curriculum_ablation", description=__doc__.splitlines()[0]
-    )
+    parser = CommandParser("python -m experiments.curriculum_ablation", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--step_times", action="store_true", help="measure the steps, on quiet cores; train nothing")

@@ -11,7 +11,6 @@ their losses. Either is judged as the loop does it, at every evaluation, and a w
 Not made up: samples. How rarely the texts of the corpora themselves look repetitive stands beside that rule.
 """
 
-import argparse
 import collections
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from fftlm_jax.optim import sawtooth_lr, stages_in_steps
 from fftlm_jax.recording.history import History, Record
 from fftlm_jax.recording.metrics import read_metrics, read_samples
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 _LADDER = (32, 64, 96, 129)
 
@@ -114,9 +113,7 @@ def warnings_of(
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.doctor_false_alarms", description=__doc__.splitlines()[0]
-    )
+    parser = CommandParser("python -m experiments.doctor_false_alarms", __doc__)
     parser.add_argument("workdirs", nargs="*", type=Path, help="run directories that are known to be healthy")
     parser.add_argument("--runs", type=int, default=300, help="made-up runs")
     args = parser.parse_args(arguments)

@@ -7,7 +7,6 @@ blocks of 64, batches of 12, 2000 steps, no dropout, no compilation; AdamW (0.9,
     python -m experiments.nanogpt_peer --data=tinyshakespeare.txt --out=nanogpt.json
 """
 
-import argparse
 import json
 import math
 import time
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from fftlm_jax.runtime.process import CommandParser
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, STEPS = 4, 4, 128, 64, 12, 2000
 _PEAK, _LAST, _WARMUP = 1e-3, 1e-4, 100
@@ -112,7 +113,7 @@ def train(text: bytes, seed: int, every: int) -> list[dict[str, float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.nanogpt_peer", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.nanogpt_peer", __doc__)
     parser.add_argument("--data", required=True, help="a text, TinyShakespeare for the published figure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations, which are not timed")

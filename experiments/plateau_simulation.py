@@ -26,7 +26,7 @@ import numpy as np
 from experiments.recorded_losses import Recording, record, residual_words, simulate
 from fftlm_jax.curriculum import improvement_bound, relative_improvement
 from fftlm_jax.recording.curves import replace_figure
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -175,9 +175,7 @@ def _panel(axis: Axes, values: Sequence[tuple[Cell, float]]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.plateau_simulation", description=__doc__.split("\n")[0]
-    )
+    parser = CommandParser("python -m experiments.plateau_simulation", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, each at one cutoff and a constant LR")
     parser.add_argument("--figure", type=Path, default=Path("plateau_simulation.png"))
     parser.add_argument("--skip", type=int, default=100, help="first steps left out")

@@ -18,6 +18,7 @@ from experiments.trials import Trial
 from fftlm_jax.recording.curves import replace_figure
 from fftlm_jax.recording.history import Record
 from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.process import CommandParser
 
 matplotlib.use("Agg")
 from matplotlib import colormaps
@@ -69,15 +70,13 @@ def _line(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], color: object
     axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Command line: draws the sweep in the folder that its one argument names."""
-    needed = [Path(argument) / name for argument in arguments for name in ("trials.json", "stamp.txt")]
-    if len(arguments) != 1 or not all(file.is_file() for file in needed):
-        print(
-            "usage: python -m experiments.plot_spectral_sweep FOLDER (of experiments.spectral_sweep)", file=sys.stderr
-        )
-        return 1
-    folder = Path(arguments[0])
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = CommandParser("python -m experiments.plot_spectral_sweep", __doc__)
+    parser.add_argument("folder", type=Path, help="of experiments.spectral_sweep")
+    folder = parser.parse_args(arguments).folder
+    if not all((folder / name).is_file() for name in ("trials.json", "stamp.txt")):
+        parser.error(f"{folder} holds no spectral sweep")
     stamp = (folder / "stamp.txt").read_text().strip()
     outcomes = [
         Outcome(Trial(t["arm"], tuple(t["overrides"]), t["seed"], t["folder"]), t["status"], {})
@@ -91,4 +90,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

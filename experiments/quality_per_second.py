@@ -7,7 +7,6 @@ Pairs take turns, so that a slow hour of a shared machine slows both. Counted ar
 compilation, of which PyTorch's eager steps have none, is printed beside them. Both score all of the last tenth.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.process import CommandParser
 
 TARGET = 1.886  # Nats: where nanoGPT's recipe ends, as measured before.
 _ROOT = Path(__file__).resolve().parent.parent
@@ -65,9 +65,7 @@ def _child(*arguments: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.quality_per_second", description=__doc__.splitlines()[0]
-    )
+    parser = CommandParser("python -m experiments.quality_per_second", __doc__)
     parser.add_argument("--data", required=True, help="TinyShakespeare as one file")
     parser.add_argument("--out", required=True, help="a folder for runs and results")
     parser.add_argument("--pairs", type=int, default=2, help="pairs of runs, seeds 0, 1, ...")

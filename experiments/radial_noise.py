@@ -8,7 +8,6 @@ The source document puts it at about 0.1. For comparison, `rest` is the same for
 mean gradient over the root mean square distance of G_i from it.
 """
 
-import argparse
 import sys
 
 import jax
@@ -24,7 +23,7 @@ from fftlm_jax.data.corpus import load_run_corpus
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.parameters import MUON_GROUPS, group_of
 from fftlm_jax.optim.leaves import path_string
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 
 def matrices(params: Params) -> dict[str, jax.Array]:
@@ -70,7 +69,7 @@ def _ratio(squared_mean: np.ndarray, variance: np.ndarray, count: int) -> np.nda
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.radial_noise", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.radial_noise", __doc__)
     parser.add_argument("workdir", help="run directory")
     parser.add_argument("--step", default="last", help="best, last or a step number")
     parser.add_argument("--batches", type=int, default=64, help="mini-batches, at least 2")

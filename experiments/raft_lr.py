@@ -11,7 +11,6 @@ the same sum over cycles ("area": a falling rate is also a smaller one), and the
 trains on as many samples as the constant arm of its seed kept, without asking the verifier.
 """
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from experiments.sweep import Outcome, add_options, conduct, exit_code, outcome_
 from experiments.trials import Trial
 from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 from fftlm_jax.raft.journal import Journal
+from fftlm_jax.runtime.process import CommandParser
 
 _NO_ONE_STEPS_IN = "raft.on_regress=continue"
 _CYCLES = 8
@@ -97,7 +97,7 @@ def supervised(seed: int) -> Trial:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.raft_lr", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.raft_lr", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--config", default="configs/raft.py", help="config that every run starts from")
     parser.add_argument("--seeds", type=int, default=3)

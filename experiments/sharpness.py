@@ -12,7 +12,6 @@ which trains at each cutoff from scratch, held there. Three comparisons, each on
 What is measured is said beside `MEASURES`. Not tested: minimum_phase and signal cutoffs, Muon, larger models.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ from experiments.sweep import Outcome, add_options, exit_code, listing, outcomes
 from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import write_json
 from fftlm_jax.recording.metrics import finite_record
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 
 def trials(seeds: int) -> list[Trial]:
@@ -148,7 +147,7 @@ def _verdict(row: Summary, claim: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sharpness", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.sharpness", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--config", default=CONFIG, help="config file of the model; AdamW at a constant learning rate")
     parser.add_argument("--seeds", type=int, default=5)

@@ -8,7 +8,6 @@ steps, at a raise, in a compilation), and started again each time. At the end bo
 bit, and the same records of every step. Prints what died where; the exit code is 0 only if the two runs are equal.
 """
 
-import argparse
 import collections
 import json
 import os
@@ -26,6 +25,7 @@ from absl import logging
 from fftlm_jax.checkpoints.saved_step import MANIFEST, manifest_fault, read_arrays, read_host, step_numbers
 from fftlm_jax.checkpoints.verification import state_hash
 from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.process import CommandParser
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVAL = 8  # Steps between saves; an epoch is as long.
@@ -187,7 +187,7 @@ def _hash(step: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 0 if the killed run is the undisturbed one."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.soak", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.soak", __doc__)
     parser.add_argument("--kills", type=int, default=50, help="how often the run is killed")
     parser.add_argument("--out", type=Path, required=True, help="folder of both runs; one that is there is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")

@@ -10,7 +10,6 @@ are named as the source's logs are, `lrmul-...-cd...-spectral_lr_A-<stamp>`, wit
 is `spectral_sweep_<n>runs_<stamp>.png`. The stamp is that of the first launch into the folder.
 """
 
-import argparse
 import contextlib
 import os
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from experiments.plot_spectral_sweep import draw
 from experiments.sweep import Outcome, add_options, conduct, report, write_results
 from experiments.trials import Trial
+from fftlm_jax.runtime.process import CommandParser
 
 CONFIG = "configs/spectral_sweep.py"
 _FROBENIUS = ("optim.spectral_normalize=frobenius",)
@@ -101,7 +101,7 @@ def stamp_of(folder: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.spectral_sweep", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.spectral_sweep", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
     parser.add_argument("--grid", default="source", choices=[*GRIDS, "all"], help="which arms")
     parser.add_argument("--config", default=CONFIG, help="config file that every arm starts from")

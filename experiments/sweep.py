@@ -23,6 +23,7 @@ from experiments.arm_statistics import Summary, compare_arms
 from experiments.children import Children
 from experiments.reached import reached
 from experiments.trials import Trial, parse_arm, parse_grid, trials_of
+from fftlm_jax.runtime.process import CommandParser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -210,7 +211,7 @@ def _difference(row: Summary) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description="Run a sweep and tabulate it.")
+    parser = CommandParser("python -m experiments.sweep", __doc__)
     parser.add_argument("--config", required=True, help="config file that every arm starts from")
     parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
     parser.add_argument("--arm", action="append", help="'name: key=value key=value'; may be repeated")

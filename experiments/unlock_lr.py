@@ -14,7 +14,6 @@ Left out, because nothing there can differ: where a stage begins at a raise its 
 `inverse_ratio` 0.25. The folder gets REPORT.md, trials.json and a picture of the loss around the first raise.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from experiments.sweep import Outcome, add_options, conduct, report, write_resul
 from experiments.trials import Trial
 from experiments.unlock_lr_figure import draw
 from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.process import CommandParser
 
 CONFIG = "configs/curriculum_trial.py"
 _ALIGNED = "lr.stages=((2,1.0,0.1),(3,1.0,0.1),('rest',1.0,0.05))"
@@ -78,7 +78,7 @@ def trials(seeds: int) -> list[Trial]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.unlock_lr", description=__doc__.splitlines()[0])
+    parser = CommandParser("python -m experiments.unlock_lr", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seeds", type=int, default=5)
     add_options(parser)

@@ -64,10 +64,9 @@ def test_a_profile_window_leaves_a_trace(fft_run):
 
 
 def test_verify_prints_the_state_and_refuses_what_is_no_run(fft_run, tmp_path, capsys):
-    assert verify_main(["verify", str(fft_run[0])]) == 0
+    assert verify_main([str(fft_run[0])]) == 0
     assert re.search(r"step 6: whole\nstate of step 6: \w{64}", capsys.readouterr().out)
-    assert verify_main(["verify", str(tmp_path)]) == 1
-    assert verify_main(["verify"]) == 1
+    assert verify_main([str(tmp_path)]) == 1
 
 
 def test_generation_from_the_command_line(fft_run, capsys):

@@ -58,13 +58,13 @@ def hash_of(workdir: pathlib.Path, step: int | None = None) -> str:
 
 def main_here(*arguments: str) -> int:
     """Runs main.py's own entry point in this process and returns its exit code; what it says is printed as there."""
-    import main  # Late: a child's config file imports this module, and main.py defines its flags once.
+    from fftlm_jax.cli import train  # Late: a child's config file imports this module, and flags are defined once.
 
     _forget_flags()
     command_line = ["main.py", *arguments]
     before, sys.argv = sys.argv, command_line  # Where overrides are looked for.
     try:
-        return main.main(main.parse_flags(command_line))
+        return train.main(train.parse_flags(command_line))
     except SystemExit as stopped:  # As absl's app.run would end.
         print(stopped.code, file=sys.stderr)
         return 1

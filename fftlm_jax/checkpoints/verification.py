@@ -1,6 +1,6 @@
 """Checks the checkpoints of a run directory against their manifests, and prints a hash of the newest state.
 
-    python -m fftlm_jax.training.verify runs/quickstart
+    fftlm verify runs/quickstart
 
 The hash covers the arrays by path and the controller, not the files' bytes: two runs in the same state have the same
 hash wherever and whenever they were saved. What lies there besides is named: folders of saves under way or cut short,
@@ -10,13 +10,11 @@ Takes no accelerator and no lock, so that a run can be looked at while it trains
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from fftlm_jax.checkpoints.saved_step import (
     manifest_fault,
@@ -26,8 +24,9 @@ from fftlm_jax.checkpoints.saved_step import (
     stray_names,
     temporary_folders,
 )
-from fftlm_jax.runtime.errors import RunError
-from fftlm_jax.runtime.untrusted import printable, require_contained
+from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.untrusted import require_contained
 
 
 def state_hash(arrays: Any, controller: dict[str, Any]) -> str:
@@ -50,6 +49,7 @@ def verify(root: str | Path) -> int:
     larger than 64 times the files, plus 64 MiB, is refused.
 
     Raises:
+        UsageError: if there are no steps.
         CheckpointError: if a link leads out of the folder, or the newest step that matches its manifest misleads.
     """
     root = Path(root).resolve()
@@ -57,8 +57,7 @@ def verify(root: str | Path) -> int:
     require_contained(root)
     steps = step_numbers(checkpoints)
     if not steps:
-        print(f"UsageError: {checkpoints} holds no checkpoints; name a run directory.", file=sys.stderr)
-        return 1
+        raise UsageError(f"{checkpoints} holds no checkpoints; name a run directory.")
     faults = {step: manifest_fault(checkpoints / str(step)) for step in steps}
     for step, fault in faults.items():
         print(f"step {step}: {fault or 'whole'}")
@@ -77,15 +76,10 @@ def verify(root: str | Path) -> int:
     return 0 if len(whole) == len(steps) else 4
 
 
-def main(arguments: list[str]) -> int:
-    """Command line."""
-    logging.set_verbosity(logging.ERROR)
-    if len(arguments) != 2:
-        print("usage: python -m fftlm_jax.training.verify RUN_DIR", file=sys.stderr)
-        return 1
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
+    parser = CommandParser("fftlm verify", __doc__)
+    parser.add_run()
+    args = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
-    try:
-        return verify(arguments[1])
-    except RunError as error:
-        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
-        return error.exit_code
+    return run_command(lambda: verify(args.workdir))

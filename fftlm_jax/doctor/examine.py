@@ -1,14 +1,13 @@
 """Tells whether a run trains well: applies the doctor's rules to a run, finished or under way, or to a text log.
 
-    python -m fftlm_jax.training.doctor runs/quickstart
-    python -m fftlm_jax.training.doctor old_log.txt --lr=2e-4
+    fftlm doctor runs/quickstart
+    fftlm doctor old_log.txt --lr=2e-4
 
 Prints warnings, healthy signs and notes, each with its evidence, and for a warning the one thing to change. A text log
 is one in the source documents' format (see text_log.py); what it does not tell is taken from their command. The exit
 code says whether the run could be read (0, else 1 or 4), not how it does. A run under way says each warning once.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from fftlm_jax.recording.console import Console
 from fftlm_jax.recording.history import History
 from fftlm_jax.recording.metrics import MetricsLog, read_metrics, read_samples
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 
 def examine(path: Path, base_lr: float = DOCUMENTS_LR) -> list[Finding]:
@@ -66,13 +65,13 @@ def report(findings: Iterable[Finding]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.training.doctor", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="run directory or text log")
+    parser = CommandParser("fftlm doctor", __doc__)
+    parser.add_run("run directory or text log")
     parser.add_argument(
         "--lr", type=float, default=DOCUMENTS_LR, help="peak learning rate of a text log (default: the documents')"
     )
     args = parser.parse_args(arguments)
-    return run_command(lambda: print(report(examine(args.run, args.lr))))
+    return run_command(lambda: print(report(examine(Path(args.workdir), args.lr))))
 
 
 class Watch:

@@ -1,7 +1,7 @@
-"""`python -m fftlm_jax.evaluate RUN_DIR`: how well a saved run predicts held-out text, and what it writes itself.
+"""Measures how well a saved run predicts held-out text, and what it writes itself.
 
-    python -m fftlm_jax.evaluate runs/quickstart
-    python -m fftlm_jax.evaluate runs/quickstart --step=last --text=other.txt --generate=0
+    fftlm evaluate runs/quickstart
+    fftlm evaluate runs/quickstart --step=last --text=other.txt --generate=0
 
 Prints bits per byte, of next-byte prediction and of chunks at once, by position in the window, by offset in the chunk
 and by length of context; of generated text, how much is copied from the training text and how much repeats, beside
@@ -22,7 +22,7 @@ from fftlm_jax.evaluation.held_out_bpb import Tally, make_evaluate
 from fftlm_jax.evaluation.results import context_results, draw, generated_results, results, table
 from fftlm_jax.model import build
 from fftlm_jax.runtime.errors import CheckpointError, DataError, SaveError, UsageError
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,9 +42,9 @@ def tally_of(saved: SavedRun, text: ByteSequence) -> Tally:
     return evaluate(saved.params, batches)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", help="run directory")
+def _parser() -> CommandParser:
+    parser = CommandParser("fftlm evaluate", __doc__)
+    parser.add_run()
     parser.add_argument("--step", default="best", help="best (lowest bpb of the raw weights), last, or a number")
     parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
     parser.add_argument("--text", help="score this whole file in place of the run's held-out part")

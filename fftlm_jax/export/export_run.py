@@ -1,7 +1,7 @@
-"""`python -m fftlm_jax.export`: writes a saved run's model into a folder to give away.
+"""Writes a saved run's model into a folder to give away.
 
-    python -m fftlm_jax.export --workdir=runs/quickstart --out=quickstart_model
-    python -m fftlm_jax.export --workdir=runs/quickstart --out=quickstart_model --step=last --stablehlo
+    fftlm export runs/quickstart --out=quickstart_model
+    fftlm export runs/quickstart --out=quickstart_model --step=last --stablehlo
 
 The folder holds weights (safetensors), a config, a README with an example that runs and, with --stablehlo, the forward
 pass as a program; no paths, no host names, and of the training text only what the weights remember. Needs the extra
@@ -23,7 +23,7 @@ from fftlm_jax.export.exported_model import (
     write_folder,
 )
 from fftlm_jax.export.model_readme import readme
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,9 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(lambda: _run(args))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, help="run directory")
+def _parser() -> CommandParser:
+    parser = CommandParser("fftlm export", __doc__)
+    parser.add_run()
     parser.add_argument("--out", required=True, type=Path, help="folder to write: new, empty, or an export to replace")
     parser.add_argument("--step", default="best", help="best (lowest bpb of the raw weights), last, or a number")
     parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")

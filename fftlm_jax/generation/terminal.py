@@ -1,12 +1,8 @@
-"""Command `python -m fftlm_jax.generation`: continues a prompt on the terminal as the bytes arrive.
+"""Continues a prompt with a trained run, on the terminal as the bytes arrive.
 
-From bytes as they arrive to text as it is shown: stop strings, whole characters, nothing that drives a terminal.
-
-`python -m fftlm_jax.generation`: continues a prompt with a trained run, on the terminal as the bytes arrive.
-
-    python -m fftlm_jax.generation --workdir=runs/quickstart --prompt="def main(" --bytes=300
-    python -m fftlm_jax.generation --workdir=runs/small --prompt_file=begin.py --mode=speculative --stats
-    python -m fftlm_jax.generation --workdir=runs/small --interactive
+    fftlm generate runs/quickstart --prompt="def main(" --bytes=300
+    fftlm generate runs/small --prompt_file=begin.py --mode=speculative --stats
+    fftlm generate runs/small --interactive
 
 Without --prompt and --prompt_file the prompt is read from stdin, unless that is a terminal. What is written is escaped
 where it could drive the terminal, unless --raw.
@@ -29,7 +25,7 @@ from fftlm_jax.generation.plain_decoding import PlainDecoder
 from fftlm_jax.generation.sampling import DecodedBytes, SamplingConfig
 from fftlm_jax.model import build
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 from fftlm_jax.runtime.untrusted import printable
 
 
@@ -107,10 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.generation", description="Continue a prompt.")
+def _parser() -> CommandParser:
+    parser = CommandParser("fftlm generate", __doc__)
     add = parser.add_argument
-    add("--workdir", required=True, help="run directory")
+    parser.add_run()
     add("--step", default="best", help="best (lowest bpb), last, or a step number")
     add("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
     add("--prompt", help="text to continue; read as UTF-8")

@@ -1,13 +1,10 @@
-"""Advice on a fine-tuning run, cycle by cycle: `python -m fftlm_jax.raft.advise RUN_DIR`.
+"""Gives advice on a fine-tuning run, cycle by cycle.
 
-`python -m fftlm_jax.raft.advise RUN_DIR`: what the rules say of a fine-tuning run, cycle by cycle.
+    fftlm raft-advise runs/raft
+    fftlm raft-advise runs/raft --json
 
-    python -m fftlm_jax.raft.advise runs/raft
-    python -m fftlm_jax.raft.advise runs/raft --json
-
-Reads the journal and changes nothing. All advice is a hypothesis to be tested, one change at a time.
-
-Advice after each cycle, a pure function of the cycles up to it. All of it is a hypothesis, one change at a time.
+Reads the journal and changes nothing. Advice after a cycle is a pure function of the cycles up to it. All of it is a
+hypothesis to be tested, one change at a time.
 
     R0  few or tiny steps                    no learning-rate question: more samples or epochs, less warm-up
     R1  clearly below the best cycle         roll back; then a lower rate
@@ -27,7 +24,6 @@ and the most clipped gradients gained most.
 Opens a fine-tuning run for reading: its config and the results of the cycles that are done.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -43,13 +39,13 @@ from fftlm_jax.raft.cycle_result import CycleResult
 from fftlm_jax.raft.journal import Journal
 from fftlm_jax.raft.raft_parts import knobs_of, schedule_of
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
-    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.raft.advise", description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", help="run directory of a fine-tuning run")
+    parser = CommandParser("fftlm raft-advise", __doc__)
+    parser.add_run()
     parser.add_argument("--json", action="store_true", help="one JSON object per piece of advice")
     args = parser.parse_args(arguments)
     return run_command(lambda: _advise(args.workdir, args.json))

@@ -1,15 +1,11 @@
-"""The report of a fine-tuning run as Markdown: `python -m fftlm_jax.raft.report RUN_DIR`.
+"""Writes the report of a fine-tuning run, as Markdown, and its picture again.
 
-`python -m fftlm_jax.raft.report RUN_DIR`: writes the report and the picture of a fine-tuning run again.
+    fftlm raft-report runs/raft
 
-    python -m fftlm_jax.raft.report runs/raft
-
-Reads the journal; `report.md` and `cycles.png` are all that changes. A run writes both after every cycle itself.
-
-A run of cycles as Markdown: two tables, the best cycle, the advice, and what the numbers do not show. Pure.
+Reads the journal; `report.md` and `cycles.png` are all that changes. A run writes both after every cycle itself. The
+report has two tables, the best cycle, the advice, and what the numbers do not show.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -19,7 +15,7 @@ from fftlm_jax.raft.advise import Advice, advise_all, open_run
 from fftlm_jax.raft.cycle_result import CycleResult, best_of
 from fftlm_jax.raft.raft_parts import knobs_of, schedule_of
 from fftlm_jax.runtime.errors import SaveError
-from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 REPORT, FIGURE = "report.md", "cycles.png"
 
@@ -39,10 +35,10 @@ def write_report(folder: Path, results: Sequence[CycleResult], advice: Sequence[
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
-    parser = argparse.ArgumentParser(prog="python -m fftlm_jax.raft.report", description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", type=Path, help="run directory of a fine-tuning run")
+    parser = CommandParser("fftlm raft-report", __doc__)
+    parser.add_run()
     args = parser.parse_args(arguments)
-    return run_command(lambda: _report(args.workdir.resolve()))
+    return run_command(lambda: _report(Path(args.workdir).resolve()))
 
 
 def _report(workdir: Path) -> None:

@@ -1,21 +1,6 @@
-"""The process: how commands end, signals, malloc, and XLA flags.
+"""The process: command lines and how commands end, signals, malloc, and XLA flags."""
 
-How every command of this package ends: an error is one line and an exit code, and a closed pipe is no error.
-
-SIGINT and SIGTERM: the first asks the loop to finish its step, save and leave; a second leaves at once.
-
-A setting of glibc's malloc that makes training on CPU up to twice as fast. It changes no bits.
-
-XLA takes the temporaries of a program from malloc anew at every call. Blocks beyond 32 MiB glibc maps from the system
-each time and gives back at once, so that every step pays for thousands of page faults: a third of the processor time
-of a training step of `configs/shakespeare_cpu.py`. With a higher threshold the memory stays with the process.
-
-XLA flags that pay on CPU, set before jax is imported and only where the user has set none.
-
-Measured on two AVX-512 cores, jaxlib 0.10.2 and 0.12: together 10 to 20 % more training steps per second. They change
-bits, so `env.json` records them. An unknown flag aborts the process, hence the gate on jaxlib's version.
-"""
-
+import argparse
 import ctypes
 import importlib.metadata
 import os
@@ -24,19 +9,56 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from types import FrameType
+from typing import Any, NoReturn
 
 from absl import logging
 
-from fftlm_jax.runtime.errors import RunError
+from fftlm_jax.runtime.errors import RunError, UsageError
 from fftlm_jax.runtime.untrusted import printable
 
 
-def run_command(action: Callable[[], None]) -> int:
-    """Runs `action`; returns 0, or the exit code of the `RunError` it raised, which is printed as one line."""
+class CommandParser(argparse.ArgumentParser):
+    """A command line that ends as all commands do: help with exit code 0, a mistake as one line with exit code 1.
+
+    Args:
+        prog: what is typed, such as "fftlm generate".
+        text: what the command does and writes: the docstring of its module.
+    """
+
+    def __init__(self, prog: str, text: str) -> None:
+        first, _, rest = text.strip().partition("\n\n")
+        super().__init__(prog, None, first, rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line."""
+        self.exit(UsageError.exit_code, f"UsageError: {printable(message)} (see {self.prog} --help).\n")
+
+    def add_run(self, what: str = "run directory") -> None:
+        """Adds the argument RUN, which may also be given as --workdir."""
+        self.add_argument("workdir", nargs="?", metavar="RUN", help=what)
+        self.add_argument("--workdir", dest="workdir_option", metavar="RUN", help="the same, by name")
+
+    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+        """Parses, with RUN as `workdir` however it was given."""
+        args = super().parse_args(*arguments)
+        if hasattr(args, "workdir_option"):
+            named = vars(args).pop("workdir_option")
+            if (args.workdir is None) == (named is None):
+                self.error("RUN: name one run directory")
+            args.workdir = args.workdir or named
+        return args
+
+
+def run_command(action: Callable[[], int | None]) -> int:
+    """Runs `action`; returns its exit code (None is 0), or that of the `RunError` it raised, printed as one line.
+
+    A closed pipe is no error.
+    """
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every read and save at INFO and WARNING.
     try:
-        action()
+        code = action()
         sys.stdout.flush()
+        return code or 0
     except RunError as error:
         print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -47,7 +69,10 @@ def run_command(action: Callable[[], None]) -> int:
 
 
 class Interrupts:
-    """Context manager that turns the first signal into a request and gives the second its usual effect."""
+    """Context manager for SIGINT and SIGTERM: the first asks the loop to finish its step, save and leave.
+
+    A second one has its usual effect: it leaves at once.
+    """
 
     def __init__(self) -> None:
         self.requested: int | None = None
@@ -75,7 +100,11 @@ _NEVER_TRIM = 2**31 - 1
 
 
 def keep_freed_blocks(environment: Mapping[str, str]) -> bool:
-    """Lets this process keep freed blocks of up to 1 GiB for the next call.
+    """Lets this process keep freed blocks of up to 1 GiB for the next call: up to twice as fast on CPU, the same bits.
+
+    XLA takes the temporaries of a program from malloc anew at every call. Blocks beyond 32 MiB glibc maps from the
+    system each time and gives back at once, so that every step pays for thousands of page faults: a third of the
+    processor time of a training step of `configs/shakespeare_cpu.py`. Kept, the memory stays with the process.
 
     Does nothing outside glibc (macOS, Windows, musl) or where the user tunes malloc in `environment`.
 
@@ -103,7 +132,11 @@ _KNOWN_SINCE, _TESTED_BEFORE = (0, 10), (0, 13)
 
 
 def set_cpu_defaults(environment: MutableMapping[str, str]) -> None:
-    """Adds `CPU_FLAGS` to `environment` unless it has XLA_FLAGS or this jaxlib was not tested with them."""
+    """Adds `CPU_FLAGS` to `environment` unless it has XLA_FLAGS or this jaxlib was not tested with them.
+
+    Measured on two AVX-512 cores, jaxlib 0.10.2 and 0.12: together 10 to 20 % more training steps per second. They
+    change bits, so `env.json` records them. An unknown flag aborts the process, hence the gate on jaxlib's version.
+    """
     version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
     if "XLA_FLAGS" not in environment and _KNOWN_SINCE <= version < _TESTED_BEFORE:
         environment["XLA_FLAGS"] = " ".join(CPU_FLAGS)

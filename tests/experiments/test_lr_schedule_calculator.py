@@ -5,9 +5,7 @@ import json
 import pytest
 import yaml
 
-from experiments.lr_recommendations import recommendations
-from experiments.lr_schedule_calculator import main
-from experiments.lr_tables import decay_table, scientific
+from fftlm_jax.raft.schedule_calculator import decay_table, main, recommendations, scientific
 
 
 @pytest.mark.parametrize(

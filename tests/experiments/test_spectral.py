@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import spectral_sweep as config
-from experiments import plot_loss, plot_spectral_sweep, radial_noise, spectral_sweep
+from experiments import plot_spectral_sweep, radial_noise, spectral_sweep
 from experiments.sweep import Outcome
 from experiments.trials import Trial
 from fftlm_jax.config.reading import read_config
+from fftlm_jax.recording import compare_runs
 from tests.tiny import main_here
 
 LOG = """
@@ -68,7 +69,7 @@ def test_the_arm_by_group_passes_the_command_line(capsys):
 
 
 def test_logs_of_the_source_are_read():
-    series = plot_loss.series_of_log(LOG)
+    series = compare_runs.series_of_log(LOG)
     assert series["val_loss"] == [(0, 10.8258), (50, 5.1234)]
     assert series["lr"] == [(50, 1.0)] and series["rho"] == [(50, pytest.approx(0.225))]
 
@@ -79,18 +80,19 @@ def test_runs_are_read_and_gaps_left_out():
         {"kind": "eval", "step": 1, "bpb": 3.0},
         {"kind": "radial", "step": 1, "rho": {"a": [-1.0, 3.0], "b": [None]}},
     ]
-    series = plot_loss.series_of_records(records)
+    series = compare_runs.series_of_records(records)
     assert series["loss"] == [(1, 2.0)] and series["grad_norm"] == []
     assert series["bpb"] == [(1, 3.0)] and series["rho"] == [(1, 2.0)]
 
 
 def test_pictures_are_drawn_and_wrong_paths_said(tmp_path, capsys):
     (tmp_path / "log.txt").write_text(LOG)
-    assert plot_loss.main([str(tmp_path / "log.txt"), f"--out={tmp_path / 'a.png'}"]) == 0
+    assert compare_runs.main([str(tmp_path / "log.txt"), f"--out={tmp_path / 'a.png'}"]) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert plot_loss.main([str(tmp_path / "none")]) == 1
+    assert compare_runs.main([str(tmp_path / "none")]) == 1
     assert "neither a run directory nor a log" in capsys.readouterr().err
-    assert plot_spectral_sweep.main([str(tmp_path)]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        plot_spectral_sweep.main([str(tmp_path)])
 
 
 def test_the_sweeps_picture_draws_plain_alphas_only(tmp_path):

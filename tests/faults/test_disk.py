@@ -41,7 +41,7 @@ def test_stray_folders_and_files_are_ignored_with_a_warning_and_never_in_the_way
     (checkpoints / "notes.txt").write_text("somebody's")
     (checkpoints / "3.orbax-checkpoint-tmp-1" / "arrays").mkdir(parents=True)
     capsys.readouterr()
-    verify(["verify", str(tmp_path)])
+    verify([str(tmp_path)])
     told = capsys.readouterr().out
     assert "3.orbax-checkpoint-tmp-1: temporary" in told and "notes.txt: no step" in told and "step 5: whole" in told
     run(short_values(), tmp_path)
@@ -49,7 +49,7 @@ def test_stray_folders_and_files_are_ignored_with_a_warning_and_never_in_the_way
     assert all(f"checkpoints/{name} is no step and was ignored" in told for name in ("10", "15", "99", "notes.txt"))
     assert_equal_runs(tmp_path, reference)
     assert {p.name for p in checkpoints.iterdir()} == {"15", "20", "notes.txt"}
-    verify(["verify", str(tmp_path)])
+    verify([str(tmp_path)])
     assert "quarantine/99" in capsys.readouterr().out
 
 
@@ -255,7 +255,7 @@ def test_a_locked_run_can_be_read(reference, capsys):
             )
             == 0
         )
-        assert verify(["verify", str(reference)]) == 0
+        assert verify([str(reference)]) == 0
         with pytest.raises(InUseError):
             run(short_values(), reference)
     finally:

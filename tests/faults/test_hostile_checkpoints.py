@@ -78,7 +78,7 @@ def nothing_read(monkeypatch):
 
 def test_the_run_itself_is_readable(stranger, capsys):
     assert saved_run.load(stranger, "last").step == 2
-    assert verify(["verify", str(stranger)]) == 0
+    assert verify([str(stranger)]) == 0
     assert "step 2: whole\nstate of step 2: " in capsys.readouterr().out
     assert config_of(tiny_values(**VALUES, init__checkpoint=str(stranger))).model.d_model == 16
 
@@ -114,7 +114,7 @@ def test_what_a_file_declares_is_compared_before_it_is_read(copy, case, nothing_
 @pytest.mark.parametrize("case", ("terabytes", "terabytes in one chunk", "no shape"))
 def test_verify_asks_no_config_and_yet_allocates_no_terabytes(copy, case, nothing_read, capsys):
     redeclare(copy / "checkpoints" / "2", NORM, **DECLARATIONS[case][0])
-    assert verify(["verify", str(copy)]) == 4
+    assert verify([str(copy)]) == 4
     err = capsys.readouterr().err
     assert err.startswith("CheckpointError: ") and err.count("\n") == 1
     assert ("params/final_norm/scale' alone 4.0e+13" in err) == case.startswith("terabytes")
@@ -161,7 +161,7 @@ def test_a_step_with_a_pickle_is_not_opened(copy, name, capsys):
         saved_run.load(copy, "last")
     with pytest.raises(CheckpointError, match="is a pickle"):
         config_of(tiny_values(**VALUES, init__checkpoint=str(step)))
-    assert verify(["verify", str(copy)]) == 4 and f"{name}' is a pickle" in capsys.readouterr().out
+    assert verify([str(copy)]) == 4 and f"{name}' is a pickle" in capsys.readouterr().out
     restored = Checkpoints(copy / "checkpoints").restore({"params": init_params(tiny(**VALUES).model, 0)})
     assert restored.step == 1 and (copy / "quarantine" / "2").is_dir()
 
@@ -199,7 +199,7 @@ def test_no_link_leads_out_of_a_run_directory(copy, name, capsys):
     with pytest.raises(CheckpointError, match=message):
         config_of(tiny_values(**VALUES, init__checkpoint=str(copy)))
     assert terminal.main([f"--workdir={copy}", "--prompt=a"]) == 4
-    assert verify(["verify", str(copy)]) == 4
+    assert verify([str(copy)]) == 4
     err = capsys.readouterr().err
     assert err.count(message) == 2 and "Traceback" not in err
     assert {p: p.read_bytes() for p in before} == before and before

@@ -98,6 +98,6 @@ def test_errors_are_harmless(tmp_path, capsys):
     step = tmp_path / "checkpoints" / "3"
     step.mkdir(parents=True)
     (step / "manifest.json").write_text(json.dumps({"files": {"\x1b[2J\n": {"bytes": 1, "sha256": ""}}}) + "\n")
-    assert verify(["verify", str(tmp_path)]) == 4
+    assert verify([str(tmp_path)]) == 4
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and is_harmless(out) and "\\x1b[2J" in out

@@ -16,7 +16,7 @@ from tests.tiny import tiny_values
 
 def state_hash(workdir, capsys):
     capsys.readouterr()
-    assert verify(["verify", str(workdir)]) == 0
+    assert verify([str(workdir)]) == 0
     return capsys.readouterr().out.splitlines()[-1]
 
 

@@ -109,7 +109,7 @@ def test_killed_and_stopped_by_signals_again_and_again_it_is_the_same_run(argume
         else:
             assert process.returncode == 128 + number, errors
             assert re.search(r"step \d+ is saved; run the same command", errors)
-            assert verify_main(["verify", str(workdir)]) == 0
+            assert verify_main([str(workdir)]) == 0
     done = run_main(*options)
     assert done.returncode == 0 and "resuming from step" in done.stdout, done.stderr
     assert hash_of(workdir) == hash_of(straight[0])
@@ -217,7 +217,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, strai
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    assert verify_main(["verify", str(copy)]) == 4
+    assert verify_main([str(copy)]) == 4
     assert f"{data.name}' does not match its manifest" in capsys.readouterr().out
     assert main_here(*arguments, f"--workdir={copy}") == 0
     assert "resuming from step 15" in capsys.readouterr().out

@@ -25,7 +25,7 @@ def values(tmp_path, monkeypatch):
 
 
 def state_hash(workdir, capsys):
-    assert verify(["verify", str(workdir)]) == 0
+    assert verify([str(workdir)]) == 0
     return capsys.readouterr().out.splitlines()[-1]
 
 

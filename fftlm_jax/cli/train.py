@@ -1,0 +1,87 @@
+"""Trains a run: `python main.py` and `fftlm train`.
+
+    fftlm train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The same command again resumes. Any key can be overridden: --config.lr.base=1e-4 (keys: configs/aligned.py). Writes into
+the run directory alone.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fftlm_jax.runtime import process
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Validate, compile, report sizes and costs; write nothing.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directory aside and start afresh.")
+_OPTIONS = (_WORKDIR, _DRY_RUN, _OVERWRITE)
+
+
+def run_as_program(argv: list[str] | None = None) -> int:
+    """Parses a command line, of this process by default, and trains; returns the exit code."""
+    if argv is not None:
+        sys.argv = argv  # Where ml_collections looks for overrides.
+    process.keep_freed_blocks(os.environ)
+    process.set_cpu_defaults(os.environ)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command line that is parsed, and returns the exit code of `fftlm_jax.runtime.errors`."""
+    from fftlm_jax.config.reading import read_config
+    from fftlm_jax.runtime import compile_cache, faults
+    from fftlm_jax.runtime.errors import RunError, UsageError
+    from fftlm_jax.runtime.untrusted import printable
+
+    logging.set_verbosity(logging.ERROR)  # Orbax narrates every save at INFO and WARNING.
+    try:
+        faults.arm(os.environ.get(faults.VARIABLE, ""))
+        if len(arguments) > 1:
+            raise UsageError(f"unexpected argument {arguments[1]!r}: options are written --config.key=value.")
+        if _CONFIG.value is None:
+            raise UsageError("--config is missing: pass a config file, for example --config=configs/quickstart.py.")
+        name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
+        workdir = _WORKDIR.value or f"runs/{name}"
+        config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
+        compile_cache.use(config.compile_cache, os.environ)
+        if config.task == "raft":
+            from fftlm_jax.raft.run_cycles import dry_run, run
+        else:
+            from fftlm_jax.training.dry_run import dry_run
+            from fftlm_jax.training.loop import run
+        if _DRY_RUN.value:
+            dry_run(_CONFIG.value)
+        else:
+            run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value)
+    except RunError as error:
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the command line; whatever is wrong with it, or a missing config file, is said in one line."""
+    if {"--help", "-h", "--helpshort", "--helpfull"} & set(arguments):
+        print(f"{__doc__}\n--config=FILE: a config file, one of configs/*.py")
+        for option in _OPTIONS:
+            print(f"--{option.name}: {flags.FLAGS[option.name].help}")
+        sys.exit(0)
+    try:
+        for argument in arguments:
+            file = argument.partition("--config=")[2].split(":")[0]
+            if file and not Path(file).is_file():
+                raise OSError(f"the config file {file} does not exist")
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+        what = "no such key: " if isinstance(error, AttributeError) else ""
+        sys.exit(f"UsageError: {what}{text} (keys: configs/aligned.py).")

@@ -1,0 +1,139 @@
+"""Draws runs side by side: loss, held-out bpb, learning rate, cutoff, gradient norm and rho over steps.
+
+    fftlm compare runs/a runs/b --out=compare.png
+    fftlm compare runs/a logs/lrmul-1-1.52-1.73-1-cd0.55-spectral_lr_0.1-20260206-233406.txt
+
+A run is a run directory, or a text log of the source document's program.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from fftlm_jax.recording.history import Record
+from fftlm_jax.recording.metrics import read_metrics
+from fftlm_jax.runtime.process import CommandParser
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Series = Mapping[str, list[tuple[float, float]]]  # Panel -> points (step, value).
+
+PANELS = {
+    "loss": "training loss (nats)",
+    "bpb": "held-out bits per byte",
+    "val_loss": "validation loss of a log (nats per token)",
+    "lr": "learning rate",
+    "cutoff": "cutoff (bins)",
+    "grad_norm": "gradient norm",
+    "rho": "mean |rho| of all matrices",
+}
+_LOGARITHMIC = ("grad_norm", "rho")
+_SMOOTHED = ("loss", "grad_norm")
+_SMOOTHING_WINDOWS = 100
+# A validation line of the source's program; what it prints depends on its options, so only these two are required.
+_LOG_LINE = re.compile(r"^step:(?P<step>\d+)/\d+ val_loss:(?P<loss>[\d.]+)")
+_LOG_NUMBER = re.compile(r"\b(?P<name>lr_mul|spec_attn|spec_mlp):(?P<value>\[[^\]]*\]|[-\d.e]+)")
+
+
+def read_run(path: Path) -> Series:
+    """Points of a run directory or of a text log.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if (path / "metrics.jsonl").is_file():
+        return series_of_records(read_metrics(path / "metrics.jsonl"))
+    if path.is_file():
+        series = series_of_log(path.read_text(errors="replace"))
+        if series["val_loss"]:
+            return series
+    raise ValueError(f"{path} is neither a run directory nor a log with lines 'step:S/N val_loss:x ...'")
+
+
+def series_of_records(records: Sequence[Record]) -> Series:
+    """Points of the records of a `metrics.jsonl`; what is not finite is left out."""
+    train = [r for r in records if r["kind"] == "train"]
+    series = {name: _points(train, name) for name in ("loss", "lr", "cutoff", "grad_norm")}
+    series["bpb"] = _points([r for r in records if r["kind"] == "eval"], "bpb")
+    radial = [r for r in records if r["kind"] == "radial"]
+    series["rho"] = [(r["step"], _mean_abs([x for row in r["rho"].values() for x in row])) for r in radial]
+    return series
+
+
+def series_of_log(text: str) -> Series:
+    """Points of the validation lines of a text log. Its `lr_mul` is a multiplier, not a learning rate."""
+    series: dict[str, list[tuple[float, float]]] = {name: [] for name in PANELS}
+    for line in text.splitlines():
+        found = _LOG_LINE.match(line)
+        if not found:
+            continue
+        step = int(found["step"])
+        series["val_loss"].append((step, float(found["loss"])))
+        numbers = {match["name"]: json.loads(match["value"]) for match in _LOG_NUMBER.finditer(line)}
+        if "lr_mul" in numbers:
+            series["lr"].append((step, numbers["lr_mul"]))
+        rho = [x for name in ("spec_attn", "spec_mlp") for x in numbers.get(name, [])]
+        if rho:
+            series["rho"].append((step, _mean_abs(rho)))
+    return series
+
+
+def draw(runs: Mapping[str, Series], file: Path) -> None:
+    """Draws one panel for everything that any of the runs has."""
+    shown = [name for name in PANELS if any(series.get(name) for series in runs.values())]
+    rows = -(-len(shown) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(13, 3.2 * rows), squeeze=False)
+    for axis, name in zip(axes.flat, shown, strict=False):
+        for label, series in runs.items():
+            if series.get(name):
+                steps, values = np.array(series[name]).T
+                width = max(1, len(values) // _SMOOTHING_WINDOWS) if name in _SMOOTHED else 1
+                smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+                axis.plot(steps[width - 1 :], smooth, ".-" if len(values) < 30 else "-", label=label, linewidth=1)
+        axis.set_ylabel(PANELS[name])
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        if name in _LOGARITHMIC:
+            axis.set_yscale("log")
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=min(3, len(handles)), fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.06 * -(-len(handles) // 3) / rows * 2))
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
+    return [(r["step"], r[name]) for r in records if r.get(name) is not None]
+
+
+def _mean_abs(values: Sequence[float | None]) -> float:
+    return float(np.mean([abs(x) for x in values if x is not None]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = CommandParser("fftlm compare", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories or text logs")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"))
+    args = parser.parse_args(arguments)
+    names = [path.resolve().name for path in args.runs]
+    labels = names if len(set(names)) == len(names) else [str(path) for path in args.runs]
+    try:
+        runs = {label: read_run(path) for label, path in zip(labels, args.runs)}
+        if not any(points for series in runs.values() for points in series.values()):
+            raise ValueError(f"{', '.join(labels)}: nothing is recorded yet")
+    except ValueError as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(runs, args.out)
+    print(args.out)
+    return 0
