@@ -5,7 +5,6 @@ config.json env.json metrics.jsonl curves.png samples.txt run.log tensorboard/ c
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -15,6 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
+
+try:
+    import fcntl
+except ImportError:  # On Windows: runs are not locked there, and say so.
+    fcntl = None
 
 import fftlm_jax
 from fftlm_jax.config.reading import differences
@@ -92,8 +96,8 @@ class RunDirectory:
         """Creates the folder, proves it writable and takes its lock, which the system frees when the process ends.
 
         The lock is `flock`: gone with its process, also after a crash or a reboot, whatever the file says. On NFS it
-        holds between hosts where the server has a lock manager. A file system without locks (some of clusters) cannot
-        keep a second process out; `notes` then says so.
+        holds between hosts where the server has a lock manager. A file system without locks (some of clusters) and a
+        system without `flock` (Windows) cannot keep a second process out; `notes` then says so.
 
         Raises:
             SaveError: if it cannot be written. InUseError: naming the process that holds it. CheckpointError: if a
@@ -119,6 +123,9 @@ class RunDirectory:
             ) from None
 
     def _take(self, lock: IO[str]) -> None:
+        if fcntl is None:
+            self.notes.append("WARNING: run directories are not locked on this system: start no second process in one")
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

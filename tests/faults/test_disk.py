@@ -260,3 +260,11 @@ def test_a_locked_run_can_be_read(reference, capsys):
             run(short_values(), reference)
     finally:
         held.release()
+
+
+def test_a_system_without_flock_works_and_says_that_nothing_is_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_directory, "fcntl", None)
+    directory = run_directory.RunDirectory(tmp_path / "run")
+    directory.acquire()
+    directory.release()
+    assert directory.notes == ["WARNING: run directories are not locked on this system: start no second process in one"]
