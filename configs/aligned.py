@@ -248,6 +248,7 @@ def _raft() -> ConfigDict:
     raft.start = "continue"
     raft.anchor = 0.0  # Share of labelled problems mixed into what a cycle trains on.
     raft.batch_size = 128  # Answers per step.
+    raft.accum_steps = 1  # Micro-batches that the answers of a step are cut into.
     raft.epochs = 3  # Passes of a cycle over what was kept.
     raft.min_steps = 5  # Steps of a cycle, at least, by more passes.
     raft.max_epochs = 10  # Passes of a cycle, at most.

@@ -22,6 +22,7 @@ except ImportError:  # On Windows: runs are not locked there, and say so.
 
 import fftlm_jax
 from fftlm_jax.config.reading import differences
+from fftlm_jax.config.schema import with_later_keys
 from fftlm_jax.runtime.errors import CheckpointError, InUseError, SaveError, UsageError
 from fftlm_jax.runtime.untrusted import read_json, require_contained
 
@@ -157,7 +158,7 @@ class RunDirectory:
                 raise ValueError("it is no JSON object")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.config} cannot be read ({error}); restore it or pass --overwrite.") from None
-        return values
+        return with_later_keys(values)
 
     def write_config(self, values: dict[str, Any]) -> None:
         """Stores the config as JSON."""

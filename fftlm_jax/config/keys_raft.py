@@ -81,6 +81,9 @@ class RaftConfig:
     )
     anchor: float = key(0.0, "Share of labelled problems mixed into what a cycle trains on.", from_zero_below(1))
     batch_size: int = key(128, "Answers per step.", between(1, 2**20))
+    accum_steps: int = key(
+        1, "Micro-batches that the answers of a step are cut into.", between(1, 2**20), is_later=True
+    )
     epochs: int = key(3, "Passes of a cycle over what was kept.", between(1, 2**20))
     min_steps: int = key(5, "Steps of a cycle, at least, by more passes.", between(1, 2**24))
     max_epochs: int = key(10, "Passes of a cycle, at most.", between(1, 2**20))

@@ -62,7 +62,7 @@ def between(low: float, high: float) -> Check:
     return lambda v: at_least(low)(v) or at_most(high)(v)
 
 
-def key(default: Any, sentence: str, *checks: Check, resume: str = "") -> Any:
+def key(default: Any, sentence: str, *checks: Check, resume: str = "", is_later: bool = False) -> Any:
     """A config key.
 
     Args:
@@ -70,8 +70,10 @@ def key(default: Any, sentence: str, *checks: Check, resume: str = "") -> Any:
         sentence: what it means; its comment there begins with it.
         checks: on its value.
         resume: what a resumed run may do with it, where that is not `on_resume` of its section.
+        is_later: whether saved configs of earlier versions lack it. Its default is then what they did.
     """
-    return dataclasses.field(default=default, metadata={"checks": checks, "sentence": sentence, "resume": resume})
+    metadata = {"checks": checks, "sentence": sentence, "resume": resume, "is_later": is_later}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

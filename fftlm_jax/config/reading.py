@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fftlm_jax.config.limits import FIXED, FREE, Check, nearest
-from fftlm_jax.config.schema import Config, ModelConfig, resume_policy
+from fftlm_jax.config.schema import Config, ModelConfig, resume_policy, with_later_keys
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError
 from fftlm_jax.runtime.untrusted import printable, shown, shown_name
 
@@ -153,7 +153,8 @@ def _as_lists(value: Any) -> Any:
 
 def changes_of(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Differences from a saved config that change what a run computes, as dotted key -> (old, new)."""
-    return {name: pair for name, pair in differences(saved, to_dict(config)).items() if resume_policy(name) != FREE}
+    found = differences(with_later_keys(saved), to_dict(config))
+    return {name: pair for name, pair in found.items() if resume_policy(name) != FREE}
 
 
 def refuse_changes(saved: dict[str, Any], config: Config) -> None:

@@ -53,7 +53,11 @@ def faults_between_keys(sections: Mapping[str, Any], with_data: bool = True) -> 
         (_resume, ("resume",)),
         (_mesh, ("task", "train", "mesh")),
         (_distributed, ("task", "distributed")),
-        *([(raft_faults, ("raft", "objective", "curriculum", "optim", "init"))] if config_task == "raft" else []),
+        *(
+            [(raft_faults, ("raft", "objective", "curriculum", "optim", "init", "mesh"))]
+            if config_task == "raft"
+            else []
+        ),
     )
     return [
         fault

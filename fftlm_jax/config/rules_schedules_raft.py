@@ -138,12 +138,14 @@ def _base(config: Any) -> Iterator[str]:
         yield "config.raft.sft_epochs: random weights answer nothing; train them, or name an init.checkpoint."
     if OPTIMIZERS[config.optim.name].needs_matrices and "full" not in (raft.trained, raft.sft_trained):
         yield "config.optim.name: adapters are trained with AdamW; use 'adamw', or train all weights ('full')."
-    if config.optim.ema_decay:
-        yield "config.optim.ema_decay: fine-tuning keeps no average of the weights; set it to 0."
 
 
 def _training(config: Any) -> Iterator[str]:
     raft = config.raft
+    if raft.batch_size % raft.accum_steps:
+        yield f"config.raft.accum_steps: {raft.accum_steps} do not divide batch_size {raft.batch_size}."
+    if config.mesh.fsdp > 1:
+        yield "config.mesh.fsdp: fine-tuning keeps weights whole on every device; set it to 1, devices go to mesh.data."
     if not raft.lora_targets or not all(isinstance(name, str) for name in raft.lora_targets):
         yield f"config.raft.lora_targets: {shown(raft.lora_targets)} must name matrices, such as ('w_in', 'w_out')."
     if raft.max_epochs < raft.epochs:

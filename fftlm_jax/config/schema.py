@@ -11,6 +11,8 @@ remain ours to write.
 
 import dataclasses
 import typing
+from collections.abc import Mapping
+from typing import Any
 
 from fftlm_jax.config.keys_model import CurriculumConfig, LRConfig, ModelConfig, ObjectiveConfig, OptimConfig
 from fftlm_jax.config.keys_raft import RaftConfig
@@ -79,6 +81,16 @@ def keys(cls: type = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
         if dataclasses.is_dataclass(section):
             found |= keys(section, f"{prefix}{name}.")
     return found | {prefix + field.name: field for field in dataclasses.fields(cls) if "checks" in field.metadata}
+
+
+def with_later_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the keys that came after it, at their defaults."""
+    filled = dict(saved)
+    for name, field in keys().items():
+        section, _, own = name.rpartition(".")
+        if field.metadata["is_later"] and isinstance(values := filled.get(section) if section else filled, Mapping):
+            filled |= {own: field.default, **filled} if not section else {section: {own: field.default, **values}}
+    return filled
 
 
 def resume_policy(name: str) -> str:

@@ -1,12 +1,8 @@
 """The mesh of devices, what is sharded over it, and what a traced program says of it.
 
-What lies where: shardings of batches, of parameters, and of all that the optimizer keeps beside parameters.
-
-The devices of a run as a mesh of two axes: `data`, along the batch, and `fsdp`, which also cuts large parameters.
-
-The batch is cut along both. A mesh of one device is None: nothing is then sharded, or even said to be.
-
-What a traced program says of the mesh that is in force while it is traced: rows that stay apart, parameters whole.
+The mesh has two axes: `data`, along the batch, and `fsdp`, which also cuts large parameters, and with them what the
+optimizer keeps beside them; the batch is cut along both. A mesh of one device is None: nothing is then sharded, or even
+said to be.
 
 `within(mesh)` puts a mesh in force, as `jax.set_mesh` does: for the thread that traces, so it belongs into the function
 that lowers, and not around the code that starts a thread. Without a mesh all of this does nothing.
@@ -116,13 +112,14 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int, fsdp: int, batch_size: int) -> Mesh | None:
+def make_mesh(data: int, fsdp: int, batch_size: int, key: str = "train.batch_size") -> Mesh | None:
     """The mesh of `mesh.data` x `mesh.fsdp` devices.
 
     Args:
         data: devices along the batch; -1 for all that `fsdp` leaves.
         fsdp: devices that large parameters are sharded over.
-        batch_size: windows of a micro-batch.
+        batch_size: rows of a micro-batch.
+        key: of the config, which they come from.
 
     Raises:
         UsageError: for devices that are not there or would be left out, and for a batch that they do not divide.
@@ -142,8 +139,8 @@ def make_mesh(data: int, fsdp: int, batch_size: int) -> Mesh | None:
         )
     if batch_size % used:
         raise UsageError(
-            f"config.train.batch_size: {batch_size} windows do not divide among {used} devices; make it a multiple, or "
-            "set mesh.data lower."
+            f"config.{key}: {batch_size} rows of a micro-batch do not divide among {used} devices; make it a multiple, "
+            "or set mesh.data lower."
         )
     if used == 1:
         return None

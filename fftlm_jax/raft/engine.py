@@ -1,12 +1,6 @@
 """The model at work in a fine-tuning run: trains on pairs, writes completions, scores answers.
 
-The model at work for the phases of a run: trains on pairs, writes completions, scores answers.
-
 Compiled once for all cycles. Between batches and steps it tells how far it is and asks whether it is to stop.
-
-Completions of many prompts by the cached decoder, a batch of rows at a time, each row reproducible by itself.
-
-A completion ends with, and includes, its first END; without one within `longest` bytes it is cut there.
 """
 
 import signal
@@ -16,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from fftlm_jax.config.optimizers import OPTIMIZERS
 from fftlm_jax.config.schema import Config
@@ -63,7 +56,8 @@ class Engine:
         self._decoder = Decoder(config.model, self._graph, evaluation_low_pass(config, cutoff))
         self._answer_loss = make_answer_loss(self._graph, self._low_pass, config.raft.rows)
         self._lora = raft_parts.lora_of(config)
-        self._steps: dict[tuple[str, int], tuple[FineTuneStep, optax.GradientTransformationExtraArgs]] = {}
+        self._mesh = raft_parts.mesh_of(config)
+        self._steps: dict[tuple[str, int], FineTuneStep] = {}
 
     def fit(
         self,
@@ -94,15 +88,25 @@ class Engine:
             Interrupted: once a snapshot of where it stopped is saved. NonFiniteError: at a step that is not finite.
         """
         config = self._config
-        step, tx = self._step(trained, len(rates))
+        step = self._step(trained, len(rates))
         order = batches(rows_of(pairs, self._width), config.raft.batch_size, epochs, (config.seed, cycle))
 
         def pause(done: int) -> bool:
             self._progress(done, len(rates), "steps")
             return self._interrupts.requested is not None
 
-        every, key = config.checkpoint.every, jax.random.key(seed)
-        fitted = fit(step, tx, base, start, order, rates, key, snapshot=snapshot, every=every, pause=pause)
+        fitted = fit(
+            step,
+            base,
+            start,
+            order,
+            rates,
+            jax.random.key(seed),
+            micro_batches=config.raft.accum_steps,
+            snapshot=snapshot,
+            every=config.checkpoint.every,
+            pause=pause,
+        )
         if fitted is None:
             self._stop_if_asked(f"while training in cycle {cycle}")
         return fitted
@@ -119,7 +123,7 @@ class Engine:
         doing: str,
         unit: str,
     ) -> Iterator[list[bytes]]:
-        """Yields completions batch after batch, `samples` of every (number, prompt) in turn; see `sampler.complete`.
+        """Yields completions batch after batch, `samples` of every (number, prompt) in turn; see `complete`.
 
         Args:
             done: completions that there are already, a whole number of batches.
@@ -149,14 +153,20 @@ class Engine:
         """Nats per byte of the answers."""
         return self._answer_loss(params, rows_of(pairs, self._width))
 
-    def _step(self, trained: str, steps: int) -> tuple[FineTuneStep, optax.GradientTransformationExtraArgs]:
-        """The step and its optimizer, compiled once for all cycles unless the optimizer depends on their length."""
+    def _step(self, trained: str, steps: int) -> FineTuneStep:
+        """The training step, compiled once for all cycles unless the optimizer depends on their length."""
         length = steps if trained == "full" and OPTIMIZERS[self._config.optim.name].depends_on_length else 1
         if (trained, length) not in self._steps:
-            tx = raft_parts.optimizer_of(self._config, trained, length)
-            lora, dropout = self._lora if trained == "lora" else None, self._config.model.dropout > 0
-            step = make_fine_tune_step(self._graph, self._low_pass, tx, lora=lora, model_dropout=dropout)
-            self._steps[trained, length] = step, tx
+            self._steps[trained, length] = make_fine_tune_step(
+                self._graph,
+                self._low_pass,
+                raft_parts.optimizer_of(self._config, trained, length),
+                lora=self._lora if trained == "lora" else None,
+                model_dropout=self._config.model.dropout > 0,
+                skip_nonfinite=self._config.train.skip_nonfinite,
+                ema_decay=self._config.optim.ema_decay,
+                mesh=self._mesh,
+            )
         return self._steps[trained, length]
 
     def _stop_if_asked(self, where: str) -> None:
@@ -183,7 +193,9 @@ def complete(
     rows: int,
     first_batch: int = 0,
 ) -> Iterator[list[bytes]]:
-    """Yields batch after batch: the completions of every prompt in turn, `samples` of each.
+    """Yields batch after batch: the completions of every prompt in turn, `samples` of each, by the cached decoder.
+
+    A completion ends with, and includes, its first END; without one within `longest` bytes it is cut there.
 
     Args:
         decoder, params: of the model.

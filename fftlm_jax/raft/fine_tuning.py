@@ -1,15 +1,13 @@
-"""The fine-tuning step, and one training by known steps at known rates, resumable from a snapshot.
+"""The training step on weighted rows, and one training of known steps at known rates, resumable from a snapshot.
 
-The step of fine-tuning: rows of text of which some bytes count, and a learning rate that is given from outside.
-
-What is trained is all weights or the adapters beside them; the loss is the next-byte cross-entropy, averaged over the
-bytes that count, such as those of answers but not of their questions.
-Shapes: N rows, B rows of a batch, W bytes of a row; byte w is predicted at position w - 1.
-
-One training of a fine-tuning run: known steps at known rates, resumable from a snapshot of its state.
+It is the training step of language modelling (`training/step.py`) with another loss: rows of text of which some bytes
+count, such as those of answers but not of their questions, and a learning rate that is given from outside. What is
+trained is all weights or the adapters beside them; the loss is the next-byte cross-entropy over the bytes that count.
+Shapes: N rows, A micro-batches of B rows, W bytes of a row; byte w is predicted at position w - 1.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
+from fftlm_jax.checkpoints.contents import TrainState
 from fftlm_jax.checkpoints.run_directory import write_bytes
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.lora import LoRA, merge
+from fftlm_jax.parallel import distribute, one_copy, replicated, within
+from fftlm_jax.parallel import rows as across
 from fftlm_jax.raft.journal import array_bytes, arrays_of
 from fftlm_jax.runtime.errors import NonFiniteError
 from fftlm_jax.spectral import LowPass
+from fftlm_jax.training.step import fresh_state, make_update
 
 
 class Rows(NamedTuple):
@@ -35,23 +38,32 @@ class Rows(NamedTuple):
     weight_NW: np.ndarray  # float32; 1 where a byte is to be predicted, else 0.
 
 
-class FineTuneState(NamedTuple):
-    """What fine-tuning changes on the device."""
-
-    trained: Any  # Weights or adapters.
-    opt_state: optax.OptState
-    step: jax.Array  # int32 scalar: updates done.
-
-
 class FineTuneMetrics(NamedTuple):
     """Of one step: the loss in nats per byte that counts, before the update; norms before clipping."""
 
     loss: jax.Array
     grad_norm: jax.Array
     update_ratio: jax.Array  # |update| / |what is trained|
+    finite: jax.Array
+    halted: jax.Array  # Not finite, and one time too many: nothing changes any more.
 
 
-FineTuneStep = Callable[..., tuple[FineTuneState, FineTuneMetrics]]
+class FineTuneStep(NamedTuple):
+    """A compiled step, its optimizer, and what its state lives on.
+
+    `run(base, state, rows, learning_rate, key) -> (state, metrics)` donates `state`; `rows` have a leading axis of
+    micro-batches, `key` seeds dropout, whose masks are a function of it and of the step.
+    """
+
+    run: Callable[..., tuple[TrainState, FineTuneMetrics]]
+    tx: optax.GradientTransformationExtraArgs
+    ema_decay: float = 0.0
+    mesh: Mesh | None = None
+
+    @property
+    def average(self) -> optax.GradientTransformation | None:
+        """Of what is trained, over steps."""
+        return optax.ema(self.ema_decay) if self.ema_decay else None
 
 
 def rows_of(pairs: list[tuple[bytes, bytes]], width: int) -> Rows:
@@ -103,10 +115,11 @@ def make_fine_tune_step(
     *,
     lora: LoRA | None,
     model_dropout: bool = False,
+    skip_nonfinite: int = 0,
+    ema_decay: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> FineTuneStep:
-    """Builds `step(base, state, rows, learning_rate, key) -> (state, metrics)`, jitted, donating `state`.
-
-    `key` seeds dropout, whose masks are a function of it and of the step.
+    """Builds the training step on rows of weighted bytes.
 
     Args:
         graph: from `model.build`.
@@ -115,25 +128,35 @@ def make_fine_tune_step(
         lora: of adapters, which are then what is trained while `base` stays as it is; None trains all weights (`base`
             is then an empty dict).
         model_dropout: whether the model's own dropout is on.
+        skip_nonfinite: steps in a row that may be passed over because they are not finite.
+        ema_decay: of an average of what is trained, over steps; 0 for none.
+        mesh: devices to cut the rows over.
     """
 
-    def loss_of(trained: Any, base: Params, rows: Rows, key: jax.Array) -> jax.Array:
+    def loss_of(trained: Any, params: Any, fixed: tuple, rows: Rows, key: jax.Array) -> tuple[jax.Array, tuple]:
+        base, count = fixed
         lora_key, model_key = jax.random.split(key)
         params = trained if lora is None else merge(base, trained, lora, lora_key if lora.dropout else None)
-        total, count = answer_loss(graph, params, low_pass, rows, model_key if model_dropout else None)
-        return total / count
+        total, _ = answer_loss(graph, params, low_pass, rows, model_key if model_dropout else None)
+        return total / count, ()
+
+    average = optax.ema(ema_decay) if ema_decay else None
+    update = make_update(loss_of, tx, skip_nonfinite=skip_nonfinite, average=average)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def step(
-        base: Params, state: FineTuneState, rows: Rows, learning_rate: jax.Array, key: jax.Array
-    ) -> tuple[FineTuneState, FineTuneMetrics]:
-        loss, grads = jax.value_and_grad(loss_of)(state.trained, base, rows, jax.random.fold_in(key, state.step))
-        updates, opt_state = tx.update(grads, state.opt_state, state.trained, learning_rate=learning_rate)
-        norm = optax.tree.norm
-        metrics = FineTuneMetrics(loss, norm(grads), norm(updates) / norm(state.trained))
-        return FineTuneState(optax.apply_updates(state.trained, updates), opt_state, state.step + 1), metrics
+        base: Params, state: TrainState, rows: Rows, learning_rate: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, FineTuneMetrics]:
+        micro_batches = len(rows.weight_NW)
+        key = jax.random.fold_in(key, state.step)
+        keys = key[None] if micro_batches == 1 else jax.random.split(key, micro_batches)
+        # Every byte counts the same, in whichever micro-batch it lies.
+        count = jnp.sum(rows.weight_NW[..., 1:]) / micro_batches
+        kept, done = update(state, (base, count), rows, keys, learning_rate=learning_rate)
+        ratio = optax.tree.norm(done.updates) / optax.tree.norm(state.params)
+        return kept, FineTuneMetrics(done.loss, done.grad_norm, ratio, done.finite, kept.halted)
 
-    return step
+    return FineTuneStep(step, tx, ema_decay, mesh)
 
 
 def make_answer_loss(graph: nnx.GraphDef, low_pass: LowPass, batch_size: int) -> Callable[[Params, Rows], float]:
@@ -165,13 +188,13 @@ class Fitted(NamedTuple):
 
 def fit(
     step: FineTuneStep,
-    tx: optax.GradientTransformation,
     base: Params,
     trained: Any,
     batches: Iterator[Rows],
     rates: np.ndarray,
     key: jax.Array,
     *,
+    micro_batches: int,
     snapshot: Path,
     every: int,
     pause: Callable[[int], bool],
@@ -180,33 +203,39 @@ def fit(
 
     Args:
         step: of `make_fine_tune_step`.
-        tx: its optimizer; the state is fresh.
         base: weights that stay as they are; {} where all are trained.
         trained: what is trained, as it is before the first step.
         batches: one per rate.
         rates: learning rate of every step.
         key: of dropout.
+        micro_batches: that the rows of a step are cut into.
         snapshot: where the state is saved; one that is there is gone on from.
         every: steps between snapshots.
         pause: called after every step with the number done; True saves a snapshot and ends early.
 
     Returns:
-        What came out, or None if it was paused.
+        What came out (with an average, that), or None if it was paused. The numbers of a step that was passed over are
+        NaN.
 
     Raises:
-        NonFiniteError: at a step whose loss, gradient or update is not finite.
+        NonFiniteError: at a step whose loss, gradient or update is not finite, and which may not be passed over.
     """
     # The step donates its state, and what the caller holds must outlive it.
-    state = FineTuneState(jax.tree.map(jnp.array, trained), tx.init(trained), jnp.zeros((), jnp.int32))
+    trained = jax.tree.map(jnp.array, trained)
+    state = fresh_state(trained, step.tx.init(trained), step.average)
     numbers = np.zeros((len(rates), len(_NUMBERS)))
     state, done = _restore(snapshot, state, numbers)
+    if step.mesh is not None:
+        base, state = (distribute(tree, jax.tree.map(lambda _: replicated(step.mesh), tree)) for tree in (base, state))
     for index, (rows, rate) in enumerate(zip(batches, rates, strict=True)):
         if index < done:
             continue
-        state, metrics = step(base, state, rows, np.float32(rate), key)
-        numbers[index] = [float(value) for value in metrics]
-        if not np.isfinite(numbers[index]).all():
-            loss, grad_norm, _ = numbers[index]
+        with within(step.mesh):
+            state, metrics = step.run(base, state, _laid_out(rows, micro_batches, step.mesh), np.float32(rate), key)
+        *values, finite, halted = jax.device_get(metrics)
+        numbers[index] = values if finite else math.nan
+        if halted:
+            loss, grad_norm, _ = values
             raise NonFiniteError(
                 f"step {index + 1} of {len(rates)}: loss {loss}, gradient norm {grad_norm} at LR {rate:.1e}; nothing "
                 f"of it was saved. Move cycles/{snapshot.parent.name} away, lower raft.lr_base or raft.sft_lr (with "
@@ -217,15 +246,25 @@ def fit(
             _save(snapshot, state, numbers)
         if is_paused:
             return None
-    return Fitted(state.trained, *numbers.T)
+    learned = one_copy(state.params, step.mesh)
+    if step.average:
+        ema = one_copy(state.ema, step.mesh)
+        learned = optax.tree.bias_correction(ema.ema, step.ema_decay, ema.count)
+    return Fitted(learned, *numbers.T)
 
 
-def _save(file: Path, state: FineTuneState, numbers: np.ndarray) -> None:
+def _laid_out(rows: Rows, micro_batches: int, mesh: Mesh | None) -> Rows:
+    """The rows of a step as micro-batches [A, B, W], on a mesh each cut over all devices."""
+    cut = Rows(*(array.reshape(micro_batches, -1, array.shape[-1]) for array in rows))
+    return cut if mesh is None else distribute(cut, Rows(*(across(mesh, axis=1),) * 2))
+
+
+def _save(file: Path, state: TrainState, numbers: np.ndarray) -> None:
     leaves = {f"{i:04}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
     write_bytes(file, array_bytes({**leaves, "numbers": numbers}))
 
 
-def _restore(file: Path, state: FineTuneState, numbers: np.ndarray) -> tuple[FineTuneState, int]:
+def _restore(file: Path, state: TrainState, numbers: np.ndarray) -> tuple[TrainState, int]:
     """The state of a snapshot and the steps it has done; the given state and 0 where there is none that fits."""
     leaves, structure = jax.tree.flatten(state)
     try:

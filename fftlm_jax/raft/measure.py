@@ -28,6 +28,7 @@ from fftlm_jax.raft.fine_tuning import Fitted
 from fftlm_jax.raft.selection import Candidate
 from fftlm_jax.raft.tasks import END, Problem, Task, judge
 from fftlm_jax.raft.tasks.task import ERROR
+from fftlm_jax.runtime.errors import NonFiniteError
 
 
 def clustered_rate(right_PK: np.ndarray) -> tuple[float, float]:
@@ -129,17 +130,24 @@ def sample_result(
 
 
 def train_result(fitted: Fitted, rates: np.ndarray, lr: float, clip: float) -> TrainResult:
-    """Numbers of a training."""
+    """Numbers of a training, of the steps whose updates were made.
+
+    Raises:
+        NonFiniteError: if that is none.
+    """
+    made = np.isfinite(fitted.loss)
+    if not made.any():
+        raise NonFiniteError(f"all {len(rates)} steps were passed over; lower raft.lr_base (resume.allow=raft).")
     return TrainResult(
-        steps=len(rates),
+        steps=int(made.sum()),
         lr=lr,
         lr_peak=float(rates.max(initial=0.0)),
         lr_area=float(rates.sum()),
-        losses=tuple(round(float(loss), 6) for loss in fitted.loss),
-        grad_norm={str(q): float(np.quantile(fitted.grad_norm, q)) for q in (0.1, 0.5, 0.9)},
+        losses=tuple(round(float(loss), 6) for loss in fitted.loss[made]),
+        grad_norm={str(q): float(np.quantile(fitted.grad_norm[made], q)) for q in (0.1, 0.5, 0.9)},
         clip=clip,
-        clip_fraction=float(np.mean(fitted.grad_norm > clip)),
-        update_ratio=float(np.median(fitted.update_ratio)),
+        clip_fraction=float(np.mean(fitted.grad_norm[made] > clip)),
+        update_ratio=float(np.median(fitted.update_ratio[made])),
     )
 
 

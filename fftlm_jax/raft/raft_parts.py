@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import optax
+from jax.sharding import Mesh
 
 from fftlm_jax.checkpoints.saved_run import load_weights
 from fftlm_jax.config.cutoff import freq_bins
@@ -13,6 +14,7 @@ from fftlm_jax.model import build, init_params
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.lora import LoRA, target_paths
 from fftlm_jax.optim import scale_by_given_learning_rate
+from fftlm_jax.parallel import make_mesh
 from fftlm_jax.raft.cycle_lr import CycleLR, Knobs
 from fftlm_jax.raft.lr_yaml import LONGEST_YAML, from_yaml, number
 from fftlm_jax.raft.tasks import Pools, Task, make_pools, make_task
@@ -130,6 +132,11 @@ def optimizer_of(config: Config, trained: str, steps: int) -> optax.GradientTran
         return build_optimizer(optim, rate, steps)
     adam = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     return optax.chain(optax.clip_by_global_norm(optim.clip), adam, rate)
+
+
+def mesh_of(config: Config) -> Mesh | None:
+    """The devices that the rows of a training step are cut over; None for a single one."""
+    return make_mesh(config.mesh.data, 1, config.raft.batch_size // config.raft.accum_steps, "raft.batch_size")
 
 
 def first_weights(config: Config) -> tuple[Params, int]:

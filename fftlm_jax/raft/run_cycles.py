@@ -22,8 +22,9 @@ import jax
 
 from fftlm_jax.checkpoints.run_directory import RunDirectory
 from fftlm_jax.checkpoints.save_restore import Checkpoints
+from fftlm_jax.config.keys_raft import RaftConfig
 from fftlm_jax.config.reading import refuse_changes, to_dict
-from fftlm_jax.config.schema import Config
+from fftlm_jax.config.schema import Config, keys
 from fftlm_jax.model import build
 from fftlm_jax.model.lora import init_adapters
 from fftlm_jax.raft import raft_parts
@@ -213,7 +214,11 @@ def _numbers(results: Sequence[CycleResult]) -> dict[str, Any]:
 def _settings(config: Config) -> str:
     """A digest of what the phases of a cycle depend on; what plans alone depend on is in the plans."""
     values = to_dict(config)
-    return _digest({"raft": {k: v for k, v in values["raft"].items() if k not in _PLANNED}, "optim": values["optim"]})
+    unchanged = {k for k, field in keys(RaftConfig).items() if field.metadata["is_later"]} & {
+        k for k, v in values["raft"].items() if v == getattr(RaftConfig(), k)
+    }  # A cycle that an earlier version began knows nothing of them.
+    raft = {k: v for k, v in values["raft"].items() if k not in _PLANNED | unchanged}
+    return _digest({"raft": raft, "optim": values["optim"]})
 
 
 def _digest(values: Any) -> str:

@@ -1,4 +1,4 @@
-"""The training step: the only place where training is jitted.
+"""The training step: what language modelling and fine-tuning do with a batch, and the step of language modelling.
 
 A pure function of (state, windows, events). The cutoff is static and an explicit argument of the builder; everything
 that changes every step (data, the learning rate's events) is traced.
@@ -10,7 +10,7 @@ gradient is 0, so that schedules and events go on, and no weight moves.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +68,15 @@ def averaging(config: Config) -> optax.GradientTransformation | None:
 
 
 def new_state(config: Config, params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step of language modelling."""
+    return fresh_state(params, tx.init(trained(config, params)), averaging(config))
+
+
+def fresh_state(params: Params, opt_state: optax.OptState, average: optax.GradientTransformation | None) -> TrainState:
     """The state before the first step."""
-    average = averaging(config)
     return TrainState(
         params=params,
-        opt_state=tx.init(trained(config, params)),
+        opt_state=opt_state,
         ema=average.init(params) if average else None,
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
@@ -83,26 +87,6 @@ def new_state(config: Config, params: Params, tx: optax.GradientTransformation) 
 def _spectrum_update(updates: Params) -> jax.Array | None:
     spectrum = updates.get("blocks", {}).get("mixer", {}).get("spectrum")
     return None if spectrum is None else jnp.mean(jnp.square(spectrum), axis=(0, 1))
-
-
-def _micro_loss(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Callable[..., tuple[jax.Array, tuple]]:
-    """The loss of a micro-batch as a function of what is trained, of all parameters, its windows and a dropout key."""
-    objective = config.objective
-
-    def loss(learned: Params, params: Params, windows_BW: jax.Array, key: jax.Array | None) -> tuple[jax.Array, tuple]:
-        scores = score(
-            graph,
-            {**params, **learned},
-            windows_BW,
-            low_pass,
-            chunk=config.model.chunk,
-            with_chunk=objective.has_chunks,
-            last_only=objective.is_last_only,
-            dropout_key=key,
-        )
-        return objective_loss(config, scores)
-
-    return loss
 
 
 def _kept(
@@ -126,6 +110,106 @@ def _kept(
     return kept._replace(halted=~(committed | passed)), committed
 
 
+class Update(NamedTuple):
+    """What one update was, besides the state that it left. `loss` and `extra` are means over the micro-batches."""
+
+    loss: jax.Array
+    extra: tuple[jax.Array, ...]
+    grad_norm: jax.Array
+    updates: Params
+    opt_state: optax.OptState  # As the update leaves it, whether or not it was kept.
+    finite: jax.Array
+
+
+def make_update(
+    loss_of: Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]],
+    tx: optax.GradientTransformationExtraArgs,
+    *,
+    extras: int = 0,
+    learned_of: Callable[[Params], Params] = lambda params: params,
+    skip_nonfinite: int = 0,
+    average: optax.GradientTransformation | None = None,
+    shardings: TrainState | None = None,
+) -> Callable[..., tuple[TrainState, Update]]:
+    """Builds the arithmetic of a training step on any loss: language modelling and fine-tuning share it.
+
+    Args:
+        loss_of: `loss_of(learned, params, fixed, micro_batch, key) -> (loss, extra scalars)`.
+        tx: the optimizer.
+        extras: how many extra scalars the loss gives.
+        learned_of: the part of the parameters that is trained.
+        skip_nonfinite: steps in a row that may be passed over.
+        average: of the weights over steps, or None.
+        shardings: of the state on a mesh, which must be in force where the update is traced.
+
+    Returns:
+        `update(state, fixed, batch, keys, **events) -> (state, Update)`, to be jitted. The leaves of `batch` and `keys`
+        (or None) have a leading axis of micro-batches; `events` go to the optimizer.
+    """
+
+    def laid_out(loss_and_grads: tuple) -> tuple:
+        """Gradients cut as their parameters are, so that no device ever holds them whole."""
+        if shardings is None:
+            return loss_and_grads
+        loss, grads = loss_and_grads
+        return loss, constrain(grads, learned_of(shardings.params))
+
+    def update(
+        state: TrainState, fixed: Any, batch: Any, keys: jax.Array | None, **events: Any
+    ) -> tuple[TrainState, Update]:
+        accum_steps = jax.tree.leaves(batch)[0].shape[0]
+        learned = learned_of(state.params)
+
+        def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
+            micro_batch, key = inputs
+            value_and_grads = jax.value_and_grad(loss_of, has_aux=True)(learned, state.params, fixed, micro_batch, key)
+            return laid_out(jax.tree.map(jnp.add, total, value_and_grads)), None
+
+        nothing = (jnp.zeros(()),) * extras
+        zeros = laid_out(((jnp.zeros(()), nothing), jax.tree.map(jnp.zeros_like, learned)))
+        if accum_steps == 1:
+            totals, _ = micro_step(zeros, jax.tree.map(lambda x: x[0], (batch, keys)))
+        else:
+            totals, _ = jax.lax.scan(micro_step, zeros, (batch, keys))
+        (loss, extra), grads = jax.tree.map(lambda x: x / accum_steps, totals)
+
+        grad_norm = optax.tree.norm(grads)
+        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if skip_nonfinite:
+            grads = jax.tree.map(lambda g: jnp.where(sound, g, 0), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, learned, **events)
+        sane_update = jnp.isfinite(optax.tree.norm(updates))
+        params = {**state.params, **optax.apply_updates(learned, updates)}
+        ema = average.update(params, state.ema)[1] if average else None
+        advanced = TrainState(params, opt_state, ema, state.step + 1, jnp.zeros_like(state.skipped), state.halted)
+        kept, committed = _kept(state, advanced, sound, sane_update, skip_nonfinite)
+        return kept, Update(loss, extra, grad_norm, updates, opt_state, committed)
+
+    return update
+
+
+def _micro_loss(config: Config, graph: nnx.GraphDef, low_pass: LowPass) -> Callable[..., tuple[jax.Array, tuple]]:
+    """The loss of a micro-batch of windows, as `make_update` takes it; its extras are the two parts of the loss."""
+    objective = config.objective
+
+    def loss(
+        learned: Params, params: Params, fixed: None, windows_BW: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, tuple]:
+        scores = score(
+            graph,
+            {**params, **learned},
+            windows_BW,
+            low_pass,
+            chunk=config.model.chunk,
+            with_chunk=objective.has_chunks,
+            last_only=objective.is_last_only,
+            dropout_key=key,
+        )
+        return objective_loss(config, scores)
+
+    return loss
+
+
 def make_train_step(
     config: Config,
     graph: nnx.GraphDef,
@@ -144,61 +228,33 @@ def make_train_step(
         `step(state, windows, restart, pulse, reduce_by) -> (state, metrics)`, donating `state`. `windows` is uint8
         [accum_steps, batch_size, seq_len + chunk]; the last three are the scalars of `events`.
     """
-    loss_of = _micro_loss(config, graph, low_pass)
-    limit = config.train.skip_nonfinite
+    update = make_update(
+        _micro_loss(config, graph, low_pass),
+        tx,
+        extras=2,
+        learned_of=lambda params: trained(config, params),
+        skip_nonfinite=config.train.skip_nonfinite,
+        average=averaging(config),
+        shardings=shardings,
+    )
     dropout_key = jax.random.key(config.seed + 1) if config.model.dropout else None
-    average = averaging(config)
-
-    def laid_out(loss_and_grads: tuple) -> tuple:
-        """Gradients cut as their parameters are, so that no device ever holds them whole."""
-        if shardings is None:
-            return loss_and_grads
-        loss, grads = loss_and_grads
-        return loss, constrain(grads, trained(config, shardings.params))
 
     def train_step(
         state: TrainState, windows_ABW: jax.Array, restart: jax.Array, pulse: jax.Array, reduce_by: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
-        accum_steps = windows_ABW.shape[0]
-        learned = trained(config, state.params)
         keys = None
         if dropout_key is not None:
-            keys = jax.random.split(jax.random.fold_in(dropout_key, state.step), accum_steps)
-
-        def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
-            windows_BW, key = inputs
-            value_and_grads = jax.value_and_grad(loss_of, has_aux=True)(learned, state.params, windows_BW, key)
-            return laid_out(jax.tree.map(jnp.add, total, value_and_grads)), None
-
-        zeros = laid_out(((jnp.zeros(()), (jnp.zeros(()), jnp.zeros(()))), jax.tree.map(jnp.zeros_like, learned)))
-        if accum_steps == 1:
-            totals, _ = micro_step(zeros, (windows_ABW[0], None if keys is None else keys[0]))
-        else:
-            totals, _ = jax.lax.scan(micro_step, zeros, (windows_ABW, keys))
-        (loss, (next_byte, chunk)), grads = jax.tree.map(lambda x: x / accum_steps, totals)
-
-        grad_norm = optax.tree.norm(grads)
-        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        if limit:
-            grads = jax.tree.map(lambda g: jnp.where(sound, g, 0), grads)
-        updates, opt_state = tx.update(
-            grads, state.opt_state, learned, restart=restart, pulse=pulse, reduce_by=reduce_by
-        )
-        sane_update = jnp.isfinite(optax.tree.norm(updates))
-        params = {**state.params, **optax.apply_updates(learned, updates)}
-        ema = average.update(params, state.ema)[1] if average else None
-        advanced = TrainState(params, opt_state, ema, state.step + 1, jnp.zeros_like(state.skipped), state.halted)
-        kept, committed = _kept(state, advanced, sound, sane_update, limit)
+            keys = jax.random.split(jax.random.fold_in(dropout_key, state.step), windows_ABW.shape[0])
+        kept, done = update(state, None, windows_ABW, keys, restart=restart, pulse=pulse, reduce_by=reduce_by)
         return kept, StepMetrics(
-            loss,
-            next_byte,
-            chunk,
-            grad_norm,
-            learning_rate_in_force(opt_state),
-            committed,
+            done.loss,
+            *done.extra,
+            done.grad_norm,
+            learning_rate_in_force(done.opt_state),
+            done.finite,
             kept.halted,
-            radial_statistics(opt_state),
-            _spectrum_update(updates),
+            radial_statistics(done.opt_state),
+            _spectrum_update(done.updates),
         )
 
     if shardings is None:

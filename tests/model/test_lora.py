@@ -12,8 +12,9 @@ from flax import nnx
 from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.model.lora import LoRA, init_adapters, merge, target_paths, unmerge
 from fftlm_jax.optim import scale_by_given_learning_rate
-from fftlm_jax.raft.fine_tuning import FineTuneState, make_fine_tune_step, rows_of
+from fftlm_jax.raft.fine_tuning import Rows, make_fine_tune_step, rows_of
 from fftlm_jax.spectral import LowPass
+from fftlm_jax.training.step import fresh_state
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 
@@ -50,7 +51,7 @@ def random_adapters(seed=1):
 
 @functools.cache
 def jitted_step(lora):
-    return make_fine_tune_step(GRAPH, LOW_PASS, TX, lora=lora)
+    return make_fine_tune_step(GRAPH, LOW_PASS, TX, lora=lora).run
 
 
 @functools.cache
@@ -65,11 +66,11 @@ def base():
 
 
 def train(lora, steps):
-    state = FineTuneState(fresh_adapters(), first_optimizer_state(), np.zeros((), np.int32))
-    state = jax.tree.map(jnp.asarray, state)
+    state = jax.tree.map(jnp.array, fresh_state(fresh_adapters(), first_optimizer_state(), None))
+    rows = Rows(*(x[None] for x in ROWS))
     for _ in range(steps):
-        state, metrics = jitted_step(lora)(base(), state, ROWS, np.float32(1e-2), jax.random.key(0))
-    return jax.device_get(state.trained), metrics
+        state, metrics = jitted_step(lora)(base(), state, rows, np.float32(1e-2), jax.random.key(0))
+    return jax.device_get(state.params), metrics
 
 
 def test_fresh_adapters_change_nothing_to_the_last_bit():

@@ -97,7 +97,7 @@ def test_checkpoints_move_between_1_8_and_2_devices(found):
 @pytest.mark.parametrize(
     "overrides,sentence",
     (
-        ({"mesh__data": 3}, "train.batch_size: 2 windows do not divide among 3 devices"),
+        ({"mesh__data": 3}, "train.batch_size: 2 .* do not divide among 3 devices"),
         ({"mesh__data": 0}, "mesh.data: must be at least 1, or -1"),
         ({"distributed__processes": 2}, "distributed.coordinator: several processes need the host:port"),
         ({"distributed__coordinator": "somewhere"}, "must be host:port, 'auto' or ''"),

@@ -186,9 +186,9 @@ def test_start_policies(tmp_path, monkeypatch, start):
     begun, trained_on = [], []
     fit, rows_of = engine.fit, engine.rows_of
 
-    def fit_and_note(step, tx, base, trained, *args, **kwargs):
+    def fit_and_note(step, base, trained, *args, **kwargs):
         begun.append((jax.tree.map(np.asarray, base), jax.tree.map(np.asarray, trained)))
-        return fit(step, tx, base, trained, *args, **kwargs)
+        return fit(step, base, trained, *args, **kwargs)
 
     monkeypatch.setattr(engine, "fit", fit_and_note)
     monkeypatch.setattr(engine, "rows_of", lambda pairs, width: trained_on.append(pairs) or rows_of(pairs, width))

@@ -12,7 +12,6 @@ from flax import nnx
 from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.optim import scale_by_given_learning_rate
 from fftlm_jax.raft.fine_tuning import (
-    FineTuneState,
     Rows,
     batches,
     make_answer_loss,
@@ -21,6 +20,7 @@ from fftlm_jax.raft.fine_tuning import (
     steps_per_epoch,
 )
 from fftlm_jax.spectral import LowPass
+from fftlm_jax.training.step import fresh_state
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 
@@ -79,7 +79,7 @@ def test_every_row_once_an_epoch_in_changing_order():
 
 @functools.cache
 def jitted_step():
-    return make_fine_tune_step(GRAPH, LOW_PASS, TX, lora=None)
+    return make_fine_tune_step(GRAPH, LOW_PASS, TX, lora=None).run
 
 
 @functools.cache
@@ -87,10 +87,14 @@ def first_optimizer_state():
     return jax.device_get(jax.jit(TX.init)(PARAMS))
 
 
-def one_step(rows, lr=1e-2, state=None):
+def micro_batches(rows, count):
+    return Rows(*(x.reshape(count, -1, x.shape[-1]) for x in rows))
+
+
+def one_step(rows, lr=1e-2, state=None, count=1):
     if state is None:
-        state = jax.tree.map(jnp.asarray, FineTuneState(PARAMS, first_optimizer_state(), np.zeros((), np.int32)))
-    return jitted_step()({}, state, rows, np.float32(lr), jax.random.key(0))
+        state = jax.tree.map(jnp.array, fresh_state(PARAMS, first_optimizer_state(), None))
+    return jitted_step()({}, state, micro_batches(rows, count), np.float32(lr), jax.random.key(0))
 
 
 def padded(content=0):
@@ -104,7 +108,7 @@ def test_rows_without_weight_change_nothing():
     (a, m), (b, n) = (jax.device_get(one_step(padded(content))) for content in (0, 97))
     assert m.loss == pytest.approx(float(n.loss), abs=1e-6)
     assert m.loss == pytest.approx(answer_loss_of_pairs(), abs=1e-5), "which has no such rows in its first batch"
-    for x, y in zip(jax.tree.leaves(a.trained), jax.tree.leaves(b.trained)):
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params)):
         # Adam's first update is +-lr wherever the gradient is not round-off.
         assert np.mean(np.abs(x - y) > 1e-4) < 0.01
 
@@ -112,7 +116,7 @@ def test_rows_without_weight_change_nothing():
 def test_the_learning_rate_is_what_it_is_given_and_compiles_nothing_anew():
     state, metrics = one_step(padded(), lr=0.0)
     assert float(metrics.update_ratio) == 0.0
-    for x, y in zip(jax.tree.leaves(state.trained), jax.tree.leaves(PARAMS)):
+    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(PARAMS)):
         np.testing.assert_array_equal(x, y)
     state, ratios = jax.device_get(state), []
     for lr in (1e-3, 2e-3):
