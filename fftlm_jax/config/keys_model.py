@@ -18,8 +18,7 @@ from fftlm_jax.config.limits import (
     one_of,
     within,
 )
-from fftlm_jax.config.mixers import MIXERS
-from fftlm_jax.config.optimizers import OPTIMIZERS
+from fftlm_jax.config.traits import MIXERS, OPTIMIZERS
 
 Cutoff = int | float | str
 

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fftlm_jax.config.mixers import MIXERS
+from fftlm_jax.config.traits import MIXERS
 from fftlm_jax.runtime.errors import CheckpointError
 
 Check = Callable[[Any], str | None]

@@ -10,8 +10,6 @@ from typing import Any
 
 from fftlm_jax.config import limits as size
 from fftlm_jax.config.keys_model import OptimConfig
-from fftlm_jax.config.mixers import MIXERS
-from fftlm_jax.config.optimizers import OPTIMIZERS
 from fftlm_jax.config.rules_schedules_raft import (
     batch_stage_faults,
     cooldown_faults,
@@ -21,6 +19,7 @@ from fftlm_jax.config.rules_schedules_raft import (
     stage_faults,
 )
 from fftlm_jax.config.schema import Config, keys, rule_in_force
+from fftlm_jax.config.traits import MIXERS, OPTIMIZERS
 from fftlm_jax.runtime.untrusted import shown
 
 

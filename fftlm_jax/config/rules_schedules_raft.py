@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fftlm_jax.config import cutoff as units
-from fftlm_jax.config.optimizers import OPTIMIZERS
 from fftlm_jax.config.schema import Config, rule_in_force
+from fftlm_jax.config.traits import OPTIMIZERS
 from fftlm_jax.runtime.untrusted import shown
 
 

@@ -1,6 +1,6 @@
 """The config of a run: every key with its type, default, meaning, range, and what a resumed run may do with it.
 
-Each stands once, in the section's file: `keys_model.py`, `keys_run.py`, `keys_raft.py`. `configs/aligned.py` lists all
+Each stands once, in the section's file: `keys_model.py` or `keys_run.py`. `configs/aligned.py` lists all
 of them for people, which a test holds equal. Rules between keys are in `rules.py`. Frozen and hashable throughout, so
 that configs are static arguments of compiled functions; `ModelConfig()` has the defaults.
 
@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fftlm_jax.config.keys_model import CurriculumConfig, LRConfig, ModelConfig, ObjectiveConfig, OptimConfig
-from fftlm_jax.config.keys_raft import RaftConfig
 from fftlm_jax.config.keys_run import (
     CheckpointConfig,
     DataConfig,
@@ -24,6 +23,7 @@ from fftlm_jax.config.keys_run import (
     InitConfig,
     MeshConfig,
     ProfileConfig,
+    RaftConfig,
     ResumeConfig,
     SampleConfig,
     TrainConfig,

@@ -1,7 +1,7 @@
 """The README of an exported model: what it is, and examples that run in its folder as they stand."""
 
 import fftlm_jax
-from fftlm_jax.config.mixers import MIXERS
+from fftlm_jax.config.traits import MIXERS
 from fftlm_jax.export.exported_model import PLATFORMS, PROGRAM, WEIGHTS, ExportedConfig
 
 _MODEL = """\

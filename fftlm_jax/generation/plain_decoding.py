@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.config.schema import ModelConfig
+from fftlm_jax.config.traits import MIXERS
 from fftlm_jax.generation.sampling import (
     DecodedBytes,
     SamplingConfig,

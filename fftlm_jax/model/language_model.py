@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fftlm_jax.config.cutoff import freq_bins
-from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.config.schema import Config, ModelConfig
+from fftlm_jax.config.traits import MIXERS
 from fftlm_jax.model.layers import VOCABULARY, ByteHead, linear, project
 from fftlm_jax.model.mixers import MIXER_MODULES
 from fftlm_jax.model.spectral_memory import SpectralMemory

@@ -2,7 +2,7 @@
 
 A mixer is a module with five methods: `__call__(z_BTD, low_pass)` for training, and for decoding `kernels`, `at_width`,
 `empty_past` and `extend`, by which it says what it keeps of the past. `parameter_rules` sorts its parameters into
-groups (see `parameters.py`). What configs and counts must know of it without JAX stands in `config/mixers.py`;
+groups (see `parameters.py`). What configs and counts must know of it without JAX stands in `config/traits.py`;
 `register_mixer` adds one from elsewhere.
 
 Shapes: B batch, T time, D width, H heads, E = D / H head width, K taps; while decoding, S new positions, W of them and
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fftlm_jax.config.mixers import MIXERS, MixerTraits
 from fftlm_jax.config.schema import ModelConfig
+from fftlm_jax.config.traits import MIXERS, MixerTraits
 from fftlm_jax.model.layers import linear, project
 from fftlm_jax.parallel import on_own_rows
 from fftlm_jax.spectral import (

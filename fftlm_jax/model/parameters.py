@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fftlm_jax.config.mixers import MIXERS
 from fftlm_jax.config.schema import Config
+from fftlm_jax.config.traits import MIXERS
 from fftlm_jax.model.language_model import VOCABULARY, Params
 from fftlm_jax.model.mixers import parameter_rules
 from fftlm_jax.optim.leaves import path_string

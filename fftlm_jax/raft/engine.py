@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fftlm_jax.config.optimizers import OPTIMIZERS
 from fftlm_jax.config.schema import Config
+from fftlm_jax.config.traits import OPTIMIZERS
 from fftlm_jax.generation import Decoder, SamplingConfig
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params, evaluation_low_pass, low_pass_at

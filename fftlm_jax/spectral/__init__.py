@@ -1,6 +1,13 @@
 """Spectral mathematics in plain JAX, usable alone: causal convolution, cosine spectra and band limits of kernels."""
 
-from fftlm_jax.spectral.convolve import CONVOLUTION_METHODS, ConvolutionMethod, causal_convolve, fast_fft_length
+from fftlm_jax.spectral.convolve import (
+    CONVOLUTION_METHODS,
+    ConvolutionMethod,
+    causal_convolve,
+    convolve_window,
+    fast_fft_length,
+    toeplitz_matrix,
+)
 from fftlm_jax.spectral.low_pass import (
     LOW_PASS_METHODS,
     LowPass,
@@ -17,4 +24,3 @@ from fftlm_jax.spectral.low_pass import (
     spectrum_to_taps,
     taps_to_spectrum,
 )
-from fftlm_jax.spectral.toeplitz import convolve_window, toeplitz_matrix

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fftlm_jax.config.optimizers import OPTIMIZERS, OptimizerTraits
 from fftlm_jax.config.schema import Config, OptimConfig
+from fftlm_jax.config.traits import OPTIMIZERS, OptimizerTraits
 from fftlm_jax.model.parameters import DECAYED_GROUPS, MUON_GROUPS, group_of, group_sizes, label_params
 from fftlm_jax.optim import (
     RadialStats,

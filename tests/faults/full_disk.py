@@ -14,7 +14,7 @@ class FullDisk:
         monkeypatch.setattr(console.os, "write", self.write)
         monkeypatch.setattr(curves, "draw_curves", self.draw)
         monkeypatch.setattr("fftlm_jax.raft.cycles_figure.draw_cycles", self.draw)
-        monkeypatch.setattr("fftlm_jax.recording.tensorboard.EventsWriter.write_event", self.event)
+        monkeypatch.setattr("fftlm_jax.recording.metrics.EventsWriter.write_event", self.event)
 
     def write(self, handle, data):
         if not self.full:

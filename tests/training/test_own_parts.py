@@ -10,9 +10,8 @@ import pytest
 from flax import nnx
 
 from fftlm_jax.config.limits import parameter_count
-from fftlm_jax.config.mixers import MIXERS, MixerTraits
-from fftlm_jax.config.optimizers import OPTIMIZERS, OptimizerTraits
 from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.traits import MIXERS, OPTIMIZERS, MixerTraits, OptimizerTraits
 from fftlm_jax.export.exported_model import ExportedConfig
 from fftlm_jax.export.model_readme import readme
 from fftlm_jax.generation import Decoder, PlainDecoder, SamplingConfig, receptive_field

@@ -1,6 +1,7 @@
-"""What the rest of the system must know of a mixer without building it: size, reach, groups, limits on its keys.
+"""What the rest of the system must know of a mixer or an optimizer without building it: size, reach, groups, limits.
 
-A mixer is one entry here and one module in `model/mixers.py`, whose `register_mixer` adds one from elsewhere.
+A mixer is one entry here and one module in `model/mixers.py`, whose `register_mixer` adds one from elsewhere. An
+optimizer is one entry here and one in `training/optimizer.py`, whose `register_optimizer` adds one from elsewhere.
 """
 
 import dataclasses
@@ -96,4 +97,26 @@ MIXERS: dict[str, MixerTraits] = {
         faults=_attention_faults,
         batch_fault=_attention_batch_fault,
     ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerTraits:
+    """Facts of an optimizer.
+
+    Attributes:
+        keys: those of section `optim` that it alone looks at; they must be neutral under another one.
+        needs_matrices: whether it has nothing to do where no matrix of a block is trained: under a frozen backbone, or
+            where adapters are.
+        depends_on_length: whether its update depends on how many steps there will be.
+    """
+
+    keys: tuple[str, ...] = ()
+    needs_matrices: bool = False
+    depends_on_length: bool = False
+
+
+OPTIMIZERS: dict[str, OptimizerTraits] = {
+    "adamw": OptimizerTraits(),
+    "muon": OptimizerTraits(keys=("spectral_lr", "brake", "neuron_beta2"), needs_matrices=True, depends_on_length=True),
 }
