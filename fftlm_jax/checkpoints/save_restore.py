@@ -1,9 +1,5 @@
 """Saves and restores the training state of a run: orbax behind one small interface, and a manifest written last.
 
-Whether a state is fit to be kept: no array of it may hold a NaN or an infinity.
-
-Checkpoints through orbax behind one small interface, each with a SHA-256 manifest written last.
-
 A step directory without a complete manifest is a save that was cut short. A step that does not match its manifest is
 damaged. Neither is ever restored, and neither is deleted: those newer than the newest good step are moved to
 `quarantine/`, so that saving the same step again is not refused, and the good step takes their place. Old steps go only

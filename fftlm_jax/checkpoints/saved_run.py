@@ -1,9 +1,4 @@
-"""Opens a saved run: its config and weights for reading, or the weights that another run starts from.
-
-Opens a saved run for reading: its config, and the weights of one of its steps.
-
-Starting a run from another run's weights (`init.checkpoint`): architecture, weights and the cutoff they need.
-"""
+"""Opens a saved run for reading, and gives the weights that another run starts from (`init.checkpoint`)."""
 
 import dataclasses
 import math

@@ -1,10 +1,6 @@
 """One saved step on disk: its SHA-256 manifest, its arrays, the host's state and its score.
 
-Steps on disk, and the SHA-256 manifest that tells a whole one from one that was cut short or damaged.
-
 A manifest protects against accidents. Whoever can write the step can write its manifest too.
-
-Reads one saved step: its arrays, the host's state, its score. Whatever is wrong with the files is one sentence.
 
 Files may come from elsewhere: what they declare is compared with what is wanted before anything is allocated.
 """

@@ -1,11 +1,7 @@
-"""The controller of the frequency curriculum, and when it could raise the cutoff at the earliest.
-
-The controller of the frequency curriculum: a small state machine on the host, saved with every checkpoint.
+"""The controller of the frequency curriculum: a small state machine on the host, saved with every checkpoint.
 
 Order within a training step, fixed: `check` before the step, `record` after it. The loop hands over every loss before
 it checks or saves, so no decision depends on timing.
-
-When a rule could raise at the earliest: its controller, fed with losses that never fall.
 """
 
 import dataclasses

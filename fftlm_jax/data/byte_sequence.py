@@ -5,8 +5,6 @@ Bytes that stay in their files until they are asked for, so that a corpus may be
 They are read by position (`pread`) and not through memory maps: of a map whose file has become shorter, a touch ends
 the process with SIGBUS, without a word; here it is an error that names the file. Left out: a change that leaves the
 size alone goes unnoticed until the run is resumed, when the corpus's fingerprint is compared.
-
-What readers of a corpus need of it: its length, and its bytes from a place on, wherever they are kept.
 """
 
 import os

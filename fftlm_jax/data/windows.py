@@ -1,7 +1,5 @@
 """Which bytes a training step or an evaluation sees, and how many micro-batches a step takes.
 
-Batches that grow in stages: how many micro-batches each optimizer step takes, and where its data begins.
-
 The runs behind the spectral source document doubled and tripled their batch at equal thirds of training. A pure
 function of the step, so that the step stays the only data state there is.
 

@@ -1,15 +1,9 @@
 """What rules work with: findings, facts of the config, the records as arrays, and how noisy the loss is.
 
-What a rule says about a run, and the few facts of its config that rules need besides the records.
-
-How much the loss scatters from step to step, and what can be told in spite of it.
-
 The model throughout: a recorded loss is a smooth curve plus white Gaussian noise of standard deviation `sd`, which
 comes from the texts of the batch. Measured (`python -m experiments.doctor_false_alarms`, experiments/LOG.md): lag-one
 correlations lie within 0.14 of zero and kurtosis between 2.4 and 5; the noise of a learned model depends neither on the
 loss nor on the length of a window (128 to 512 bytes), but only on how many windows a step has.
-
-The records of a run as arrays, and the stretches of it that rules look at.
 """
 
 import dataclasses

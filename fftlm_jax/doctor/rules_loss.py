@@ -1,9 +1,4 @@
-"""Rules about the loss: what follows a raise, and how fast it falls.
-
-Rules about what follows a raise: oscillation, the spike and its recovery, and the learning rate in force there.
-
-Rules about the pace of the loss: smooth descent, and descent that learning rates far too low make painfully slow.
-"""
+"""Rules about the loss: what follows a raise, and how fast it falls."""
 
 from collections.abc import Iterator
 

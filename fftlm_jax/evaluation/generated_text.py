@@ -1,19 +1,13 @@
 """What a model writes: how much is copied from the training text, how much repeats, how varied it is.
 
-Substrings of equal length as integers, and what they say about a text: variety and repetition. NumPy only.
-
 An n-gram is a substring of n bytes. Nothing is hashed, so nothing can collide: up to 8 bytes are an integer of 64 bits,
 and a longer substring is named by the pair of its first and last halves (Karp, Miller and Rosenberg, STOC 1972).
 Shapes: P pieces of text, N bytes of each. A gram never spans two pieces.
-
-How much of a text is copied verbatim from a corpus: exact, and in blocks, so that the corpus may be large.
 
 The text is short, the corpus long. Every substring of 8 bytes of the corpus is compared, as one integer, with those of
 the text. Of what remains, pairs that lie 8, 16, ... apart make substrings of 16, 32, ... bytes (see `grams`), and few
 places survive each doubling. The only hash is a filter in front of the comparison, so no collision passes for a copy.
 Shapes: P pieces of text, N bytes of each, W grams of a piece, M places of the corpus.
-
-What a model writes beside what was really written: how much is copied from the training text, how much repeats.
 
 The model continues held-out text at evenly spaced places; what the text itself has there is the measure of how much is
 copied and repeated anyway. Shapes: P pieces of text, N bytes of each.

@@ -1,12 +1,6 @@
 """Held-out bits per byte, by position, by place in the word and by byte of the chunk.
 
-Held-out losses by place: position in the window, place in the word, byte of the chunk. Each byte is scored once.
-
 Shapes: B batch, T scored positions of a window, P places in a word, N chunks of a window, C bytes of a chunk.
-
-What a run looks at now and then: its scores on held-out text, and what it writes.
-
-Where in a word a byte stands: the first byte of a word, an inner one, or outside words.
 
 The source documents say what each cutoff teaches (128 characters, 256 words, 512 spelling). Guessing a word from what
 came before it falls on its first byte, spelling on the inner ones.

@@ -1,7 +1,5 @@
 """The results of an evaluation: as JSON, as lines of text and as a picture.
 
-The numbers of an evaluation as JSON takes them, and as lines of text.
-
 The picture of `fftlm_jax.evaluate`: where bits are spent, what context is worth, what generated text is like.
 """
 

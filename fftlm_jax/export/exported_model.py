@@ -1,7 +1,5 @@
 """An exported model: the folder with its weights, how to load it, and its forward pass as StableHLO.
 
-A model as a folder to give away: its weights, what it takes to run them, and no trace of where they were made.
-
     model.safetensors   the weights by name
     config.json         the model, the band limit of its mixers, the step
     README.md           what it is, and an example that runs

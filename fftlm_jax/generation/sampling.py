@@ -7,10 +7,6 @@ later rule is left with nothing), then come the repetition penalty, the temperat
 order. Greedy decoding is the same with all probability on the likeliest byte.
 Shapes: V = 256 byte values, R remembered bytes (`SamplingConfig.memory`), newest last; NOTHING stands for no byte.
 
-What decoders have in common: what they hand out, and the keys that rows draw their random numbers from.
-
-Bytes drafted several at a time, and which of them the next-byte head lets stand (speculative sampling).
-
 A draft begins with a byte of the next-byte head itself; the others come from the later slices of the chunk head, each
 independent of the others but for the sampling rules. After the model has read the draft, byte i stands with
 probability min(1, p(x_i) / q(x_i)), p being the next-byte head's distribution given all bytes before, q the one that

@@ -1,10 +1,6 @@
 """The matrices of the model: bias-free projections and the linear byte head.
 
-The linear byte head: one slice per byte of a chunk, slice 0 being the next-byte head.
-
 Shapes: C bytes of a chunk, D width, V = 256 byte values.
-
-Projections: the bias-free matrices that every part of the model is made of.
 """
 
 from typing import Any

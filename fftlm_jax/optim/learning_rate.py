@@ -1,9 +1,5 @@
 """Learning rates that can be read back out of an optimizer's state, and the staged schedule with a cooldown.
 
-Learning rates that can be read back out of an optimizer's state, whichever schedule made them.
-
-Stages of growing batches with a cooldown across them: multipliers of the learning rate, batch sizes, momentum.
-
 The schedule of the modded-nanogpt speed runs that the source document's sweep used: 1560 scheduled steps in three equal
 stages, 40 more at the floor. A batch n times as large takes a learning rate about n^0.5 to n^0.6 times as large, hence
 the multipliers. All functions return optax schedules: step -> value.

@@ -1,13 +1,7 @@
 """Leaves of a parameter tree: as matrices, with settings of their own, and their states inside a chain.
 
-One setting, many leaves: a value for all of them, by path, or as a tree.
-
 A setting of a transform (alpha, a layout) is most often one value. Where leaves differ, a path says more than a tree of
 values, and keeps saying it when the model gains a layer.
-
-Finding a transform's state inside the state of a whole chain.
-
-Which axes of a parameter make a matrix: every leaf viewed as (batch..., in, out), and back.
 
 `in` is the axis that a product `x @ W` sums over, `out` the one it produces. All other axes are batch: a stack of
 layers [layers, in, out] is `layers` matrices. Statistics are per matrix, and so is everything else here.

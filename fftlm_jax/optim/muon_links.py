@@ -14,8 +14,6 @@ Factors that make one learning rate fit matrices of all shapes.
 
 A polar factor has singular values near 1, so its entries shrink with its size. What should stay the same from width to
 width is a choice: the size of the product x @ W ("keller", "spectral"), or that of the entries ("rms").
-
-Cautious weight decay: decay only the coordinates that the update shrinks anyway.
 """
 
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Adds a radial component to a matrix optimizer, and reads its statistics out of a state.
 
-A matrix optimizer with a radial component of strength alpha, on one path from Muon to its decomposed form.
-
 Muon's polar factor forgets how long a gradient is, and with it how much of it would merely scale the weight. Give that
 part back, and only that part, and there are two ways to write it:
 
@@ -19,8 +17,6 @@ Weight decay: alpha G_par = alpha rho W is a weight decay whose strength and sig
 needs an arm with that decay and no alpha.
 Tangency: G_perp is perpendicular to W, Polar(G_perp) is not (cosine 0.05 measured for a random gradient and a weight
 with a decaying spectrum). "tangent" projects once more, after the polar factor.
-
-Reads the radial statistics out of an optimizer state, wherever in it they are.
 """
 
 import collections

@@ -1,15 +1,4 @@
-"""The rules of the fine-tuning advisor, each a pure function of the cycles so far.
-
-What a rule says: a finding with its numbers and, where one follows from it, a change.
-
-R0 and R5: too little was trained on, or too much of the same; neither is for the learning rate to mend.
-
-R6 to R8: why the held-out rate stands still.
-
-R1 to R4: what a learning rate that is too high does, or what a card takes for that.
-
-The rules of the advisor, pure functions of the cycles so far. Which of them may change something, it decides.
-"""
+"""The rules of the fine-tuning advisor, each a pure function of the cycles so far."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

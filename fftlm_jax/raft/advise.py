@@ -20,8 +20,6 @@ hypothesis to be tested, one change at a time.
 The rules and their order are those of a source card and its critique. R2 and R3 ask for no change while the held-out
 rate still rises, since that is what counts: of the runs measured at one temperature, the one with the highest losses
 and the most clipped gradients gained most.
-
-Opens a fine-tuning run for reading: its config and the results of the cycles that are done.
 """
 
 import json

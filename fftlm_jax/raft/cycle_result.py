@@ -1,8 +1,5 @@
 """The numbers of a cycle, and comparisons between cycles.
 
-What a cycle of reward-ranked fine-tuning showed: the numbers that the journal keeps, the advisor reads and the
-report draws.
-
 Rates are fractions of verified completions, and so the mean reward, since rewards are 0 and 1. `held_out.rate` is what
 cycles are compared by, on prompts that no training ever sees; those of `samples` are of the prompts that were trained
 on, before that training.

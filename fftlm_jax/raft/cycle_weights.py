@@ -1,7 +1,5 @@
 """The weights that a fine-tuning run started from, and those after each cycle.
 
-Where a fine-tuning run began: its first weights, as far as later starts of the run depend on them.
-
 Written into the plan of cycle 0, so that the run it came from may train on, move or vanish.
 
 The weights after each cycle, put together from what the journal kept: the first weights, and adapters by cycle.

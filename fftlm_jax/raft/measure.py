@@ -1,12 +1,6 @@
 """Measures a cycle: rates with honest intervals, variety of completions, and what was forgotten.
 
-Rates of right completions with honest errors, pass@k, and how varied completions are. Plain NumPy.
-
 Samples of one prompt resemble each other, so prompts are the units that vary: P prompts, K samples of each.
-
-From completions and verdicts to the numbers of a cycle. Pure, but for the model that `score_held_out` is given.
-
-What fine-tuning forgets: bits per byte of general text, where a run began from a trained language model.
 """
 
 import dataclasses

@@ -6,8 +6,6 @@ This file says in which order things happen; what each phase does is in `phases.
 `journal.py`). Left out of the published method: reward models and rewards between 0 and 1 (the verifiers are exact),
 ranking by a global quantile (see `selection.py`), penalties that hold the policy near its start (anchor data and the
 rollback stand for them), verifiers of the user's own, and forks of a run (`init.checkpoint` starts another).
-
-`--dry_run` of a fine-tuning run: what it would do, without writing anything.
 """
 
 import dataclasses

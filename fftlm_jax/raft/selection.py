@@ -1,7 +1,5 @@
 """Plans the next cycle, and selects the completions that it is trained on.
 
-What the next cycle does, a pure function of the results so far: a resumed run plans what a straight one did.
-
 Which completions a cycle is trained on: pure functions of the verdicts, blind to the order of prompts.
 
 Whatever has to be chosen among equals is chosen by a hash of the seed, the prompt and the completion. A rule by rank in

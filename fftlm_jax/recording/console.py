@@ -4,8 +4,6 @@ Files that a run appends to and can do without: a full disk makes them late or s
 
 What cannot be written is kept in memory and tried again with whatever comes next. That is a few hundred bytes a step;
 a disk that stays full ends the run at its checkpoints long before it matters.
-
-What a run says: a progress bar with ETA on a terminal, plain lines otherwise, and the same lines in `run.log`.
 """
 
 import contextlib

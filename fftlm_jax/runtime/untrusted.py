@@ -1,13 +1,9 @@
 """Text, files and folders that others wrote: bounded, checked and shown without harm.
 
-Checks on folders that may come from elsewhere, made before anything in them is opened or allocated.
-
 A link could lead out of a run directory, so that reading discloses and writing destroys what lies there. A pickle runs
 code when it is opened. An array can be declared larger than any memory, in a few bytes. A manifest's hashes say nothing
 about malice: whoever changes a file can write its hash anew. Not guarded against: somebody who changes a folder while
 it is in use.
-
-Text and small files that others wrote: bounded before they are read, parsed as data, shown without harm.
 
 A run directory may come from a stranger. What is in it can be wrong in any way, but it must not hang, fill the memory,
 drive a terminal, or end in a traceback.

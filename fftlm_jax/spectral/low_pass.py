@@ -2,8 +2,6 @@
 
 The kernel's cosine spectrum: the orthonormal DCT-II over the taps, and the nested masks on it.
 
-Shapes: H conv heads, K taps (or cosine coefficients).
-
 The frequency cutoff as an operation on kernels (causal) or on signals (not causal).
 
 A causal filter cannot vanish on a band (Paley-Wiener), so one of "only c bins pass" and "causal" must give a little.

@@ -1,9 +1,4 @@
-"""The windows of each training step, made ahead in a background thread.
-
-Makes the next batches in a background thread, in order, while the device works.
-
-The windows of each training step, in the order that the step alone decides, where its devices want them.
-"""
+"""The windows of each training step, in the order that the step alone decides, made ahead in a background thread."""
 
 import queue
 import threading

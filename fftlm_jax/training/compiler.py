@@ -1,14 +1,10 @@
 """Compiles training steps ahead, each once, and traces a window of steps for the profiler.
 
-Compiled training steps by mask and shape: each compiled at most once, the next ones ahead in the background.
-
 The background thread only saves waiting. A raise that is due waits for its compile and never happens "when ready", so
 timing cannot change a result.
 
 The first run of a program takes longer than the others: on CPU its kernels are only then made, and its memory is new.
 There, small programs are also run once on zeros, behind the scenes.
-
-A profiler trace over a window of steps, whole whatever ends the run.
 """
 
 import math

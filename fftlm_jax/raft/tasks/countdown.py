@@ -5,8 +5,6 @@ Arithmetic in bytes: reads an expression of whole numbers, `+`, `-`, `*` and par
 Shunting-yard with a stack of values and one of operators: no recursion, and nothing of the text is ever executed.
 Left out: signs, division, spaces, numbers with leading zeros.
 
-Which values some numbers reach by `+`, `-` and `*`, each number used at most once, and how each is written.
-
 Reaching a target: `3 5 8>24=` is answered by `3*8`, or by any other expression of the given numbers worth 24.
 """
 

@@ -1,9 +1,5 @@
 """What a task is, and the three pools of problems that share no question.
 
-A random order of as many numbers as one likes, of which only those asked for are made.
-
-What a task of reward-ranked fine-tuning is: problems, a verifier of answers, and what tells problems apart.
-
 A verifier reads bytes and never runs them. Left out: partial credit; an answer is right or it is not.
 
 Three pools of problems that share no question: labelled ones, ones to sample from, and held-out ones.
