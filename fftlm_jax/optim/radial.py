@@ -3,7 +3,8 @@
 G = G_perp + G_par with G_par = rho W and rho = <G,W> / <W,W>: G_par changes the norm of W (its scale), G_perp its
 direction. All numbers are per matrix and in float32 or wider; <,> is the real inner product, of complex matrices too.
 
-Alpha may follow the alignment of gradients and weights: alpha times now / reference, one ratio per matrix. "Now" is an exponential mean, "reference" the mean over the first steps in which the weight is not zero: an alignment at
+Alpha may follow the alignment of gradients and weights: alpha times now / reference, one ratio per matrix. "Now" is an
+exponential mean, "reference" the mean over the first steps in which the weight is not zero: an alignment at
 initialisation would be 0 for the many matrices that start at zero, and the ratio infinite.
 """
 
