@@ -1,5 +1,7 @@
 """The command line: refusals before anything is written, the dry run, verify and generation."""
 
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 from fftlm_jax.checkpoints.verification import main as verify_main
 from fftlm_jax.generation.terminal import main as generate_main
 from fftlm_jax.runtime import process
-from tests.tiny import ROOT, main_here, run_main
+from tests.tiny import ROOT, main_here
 
 pytestmark = pytest.mark.timeout(200)
 QUICKSTART = "--config=configs/quickstart.py"
@@ -45,10 +47,10 @@ TINY_FFT = [
 @pytest.fixture(scope="module")
 def fft_run(tmp_path_factory):
     """`configs/fft.py` really trains: a thin model with its own window and kernels."""
-    workdir = tmp_path_factory.mktemp("fft") / "run"
-    done = run_main(*TINY_FFT, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+    workdir, output = tmp_path_factory.mktemp("fft") / "run", io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main_here(*TINY_FFT, f"--workdir={workdir}") == 0
+    return workdir, output.getvalue()
 
 
 def test_the_fft_config_trains_the_chunk_objective(fft_run):

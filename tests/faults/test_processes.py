@@ -9,16 +9,12 @@ from fftlm_jax.checkpoints.saved_step import step_numbers
 from fftlm_jax.runtime import faults
 from fftlm_jax.training import run
 from tests.faults.runs import assert_equal_runs, short_values
-from tests.tiny import main_here, run_main
+from tests.tiny import NO_PICTURES, main_here, run_main
 
 pytestmark = pytest.mark.timeout(600)
 
-# Nobody looks at the pictures of these processes, each of which would take seconds to import matplotlib and to draw.
-CONFIG_FILE = """
-import sys, types
+CONFIG_FILE = f"""{NO_PICTURES}
 from tests.faults.runs import short_values
-
-sys.modules["fftlm_jax.recording.curves"] = types.SimpleNamespace(draw_curves=lambda records, file, title: file.touch())
 
 def get_config():
     return short_values()

@@ -3,6 +3,8 @@
 Processes are real where the process itself is under test; everything else goes through main.py's entry point here.
 """
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -21,11 +23,11 @@ from fftlm_jax.runtime import faults
 from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.process import CPU_FLAGS
 from fftlm_jax.training import run_parts
-from tests.tiny import hash_of, main_here, run_main, start_main, tiny, write_words
+from tests.tiny import NO_PICTURES, hash_of, main_here, run_main, start_main, tiny, write_words
 
 pytestmark = pytest.mark.timeout(300)
 
-CONFIG_FILE = """
+CONFIG_FILE = f"""{NO_PICTURES}
 from tests.tiny import tiny_values
 
 def get_config():
@@ -53,11 +55,11 @@ def records_of(workdir) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def straight(arguments, tmp_path_factory):
-    """An uninterrupted run in a process of its own."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
-    done = run_main(*arguments, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+    """A run that nobody disturbs, in this process."""
+    workdir, output = tmp_path_factory.mktemp("straight") / "run", io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main_here(*arguments, f"--workdir={workdir}") == 0
+    return workdir, output.getvalue()
 
 
 def test_it_raises_by_the_plateau_rule_and_answers(straight):
@@ -80,7 +82,6 @@ def test_it_leaves_the_promised_files(straight):
     assert set(records[1]) >= {"kind", "step", "epoch", "loss", "lr", "cutoff", "grad_norm", "bytes_per_second"}
     assert (workdir / "samples.txt").read_text().count("=== step") == 5
     assert str(workdir.parent) not in (workdir / "env.json").read_text()
-    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(straight):
@@ -147,7 +148,11 @@ def test_a_signal_before_the_first_step_leaves_quietly(arguments, tmp_path):
 
 
 def test_a_run_as_users_start_it_sets_flags_and_keeps_compiled_programs(arguments, tmp_path):
-    """With none of the variables that this suite sets: XLA's flags are main.py's, and programs are kept for later."""
+    """With none of the variables that this suite sets: XLA's flags are main.py's, and programs are kept for later.
+
+    With its own config file, which draws the picture.
+    """
+    (tmp_path / "plain.py").write_text("from tests.tiny import tiny_values as get_config\n")
     plain = {"XLA_FLAGS": None, "CI": None, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     plain |= {name: None for name in os.environ if name.startswith(("JAX_COMP", "JAX_PERS"))}
     small = {
@@ -158,12 +163,14 @@ def test_a_run_as_users_start_it_sets_flags_and_keeps_compiled_programs(argument
         "checkpoint.every": 9,
     }
     options = [f"--config.{name}={value}" for name, value in small.items()]
-    done = run_main(*arguments, f"--workdir={tmp_path / 'run'}", *options, env=plain)
+    arguments = [f"--config={tmp_path / 'plain.py'}", arguments[1], f"--workdir={tmp_path / 'run'}"]
+    done = run_main(*arguments, *options, env=plain)
     assert done.returncode == 0, done.stderr
     environment = json.loads((tmp_path / "run" / "env.json").read_text())
     assert environment["xla_flags"] == " ".join(CPU_FLAGS)
     entries = list((tmp_path / "cache" / "fftlm_jax").rglob("*-cache"))
     assert entries and all(entry.with_name(f"{entry.name}.sha256").exists() for entry in entries)
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture
