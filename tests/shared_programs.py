@@ -1,12 +1,15 @@
 """Compiled training steps and scorers that all runs of one process share: the suite trains hundreds of tiny runs.
 
 Both are pure functions of a part of the config. Runs that differ in how they are watched (evaluations, saves, samples,
-data) then trace and load the same program once. A process has its own: children of the suite share nothing.
+data), and runs that go on where another stopped, then trace, compile and load the same program once. A process has its
+own: children of the suite share nothing.
 """
 
 import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
+
+import jax
 
 from fftlm_jax.config.schema import Config
 from fftlm_jax.evaluation import held_out_bpb
@@ -24,7 +27,7 @@ def share(monkeypatch: Any) -> None:
             return make_step(config, graph, tx, low_pass, shardings)
         train = dataclasses.replace(config.train, log_every=1)
         key = ("step", *_of_model(config), config.optim, config.lr, train, low_pass)
-        return _once(key, lambda: make_step(config, graph, tx, low_pass))
+        return _once(key, lambda: _SharedJit(make_step(config, graph, tx, low_pass)))
 
     def shared_evaluate(config: Config, graph: Any, low_pass: Any, mesh: Any = None) -> Any:
         if mesh is not None:
@@ -38,6 +41,30 @@ def share(monkeypatch: Any) -> None:
 def forget() -> None:
     """Lets go of all of them."""
     _programs.clear()
+
+
+class _SharedJit:
+    """A jitted function that is lowered and compiled once for arguments of the same shapes."""
+
+    def __init__(self, jitted: Any) -> None:
+        self._jitted, self._lowered = jitted, {}
+
+    def lower(self, *arguments: Any) -> "_SharedLowered":
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (structure, tuple((jax.numpy.shape(leaf), jax.numpy.result_type(leaf)) for leaf in leaves))
+        if key not in self._lowered:
+            self._lowered[key] = _SharedLowered(self._jitted.lower(*arguments))
+        return self._lowered[key]
+
+
+class _SharedLowered:
+    def __init__(self, lowered: jax.stages.Lowered) -> None:
+        self._lowered, self._compiled = lowered, None
+        self.args_info = lowered.args_info
+
+    def compile(self) -> jax.stages.Compiled:
+        self._compiled = self._compiled or self._lowered.compile()
+        return self._compiled
 
 
 def _of_model(config: Config) -> tuple[Hashable, ...]:

@@ -33,7 +33,7 @@ def saved(low_pass=None, **overrides):
     ),
 )
 def test_lengths_double_up_to_all_that_is_seen(case, overrides, lengths):
-    assert context_lengths(tiny(**overrides).model) == lengths
+    assert context_lengths(tiny(model__n_layers=2, **overrides).model) == lengths
 
 
 @pytest.mark.parametrize("memory", ("none", "polar"))

@@ -65,7 +65,7 @@ def test_a_run_may_move_and_be_watched_otherwise(reference, tmp_path):
     "message,overrides",
     (
         ("model.d_model: 16 -> 32", {"model__d_model": 32}),
-        ("model.n_layers: 2 -> 1", {"model__n_layers": 1}),
+        ("model.n_layers: 1 -> 2", {"model__n_layers": 2}),
         ("model.dtype: 'float32' -> 'bfloat16'", {"model__dtype": "bfloat16"}),
         ("optim.name: 'adamw' -> 'muon'", {"optim__name": "muon", "lr__restart": "none"}),
         ("model.seq_len: 32 -> 64", {"model__seq_len": 64}),

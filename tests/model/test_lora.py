@@ -20,7 +20,7 @@ from tests.tiny import tiny
 
 ALL = ("w_in", "w_gate", "w_out", "w_up", "w_down")
 LORA = LoRA(rank=3, alpha=6.0, dropout=0.0, targets=ALL)
-MODEL = tiny(objective__name="next_byte").model
+MODEL = tiny(objective__name="next_byte", model__n_layers=2).model
 GRAPH, PARAMS = graph_and_params(MODEL)
 LOW_PASS = LowPass(freq_bins(MODEL.seq_len), freq_bins(MODEL.seq_len))
 ROWS = rows_of([(b"12+07=", b"019\n"), (b"9>", b"9\n")], 12)

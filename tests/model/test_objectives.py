@@ -13,7 +13,7 @@ from fftlm_jax.model import build, init_params, objective_value, score
 from fftlm_jax.spectral import no_filter
 from tests.tiny import tiny
 
-CONFIG = tiny()
+CONFIG = tiny(model__n_layers=2)
 T, C = CONFIG.model.seq_len, CONFIG.model.chunk
 B = 6
 GRAPH, _ = build(CONFIG.model)
@@ -26,7 +26,7 @@ def params():
 
 @functools.partial(jax.jit, static_argnames=("dropout", "last_only"))
 def _score(params, windows_BW, *, dropout=0.0, **options):
-    graph = GRAPH if dropout == 0 else build(tiny(model__dropout=dropout).model)[0]
+    graph = GRAPH if dropout == 0 else build(tiny(model__n_layers=2, model__dropout=dropout).model)[0]
     return score(graph, params, windows_BW, no_filter(T), chunk=C, with_chunk=True, **options)
 
 

@@ -28,7 +28,7 @@ STAGES = stages_in_steps((("rest", 1.0, 0.1),), 10, 2)
 
 def test_every_parameter_has_a_group():
     for projections in (True, False):
-        labels = label_params(build(tiny(model__projections=projections).model)[1])
+        labels = label_params(build(tiny(model__n_layers=2, model__projections=projections).model)[1])
         assert all(jax.tree.leaves(labels))
     assert labels["blocks"]["mixer"]["spectrum"] == "convolution" and labels["embed"]["embedding"] == "embedding"
 
@@ -40,7 +40,7 @@ def test_orphans_are_named():
 
 def test_it_is_adamw_with_the_sawtooth():
     """Equal to optax.adamw with the same schedule and mask, over several steps and with clipping."""
-    config = tiny(optim__weight_decay=0.1, optim__clip=0.5)
+    config = tiny(model__n_layers=2, optim__weight_decay=0.1, optim__clip=0.5)
     _, params = graph_and_params(config.model)
     mask = jax.tree.map(lambda group: group in DECAYED_GROUPS, label_params(params))
     ours = build_optimizer(config.optim, scale_by_sawtooth(STAGES, 1e-2), 20)
@@ -73,7 +73,7 @@ def test_zero_gradients_decay_matrices_only():
 
 
 def muon_config(**overrides):
-    return tiny(optim__name="muon", optim__weight_decay=0.1, **overrides)
+    return tiny(model__n_layers=2, optim__name="muon", optim__weight_decay=0.1, **overrides)
 
 
 @functools.cache

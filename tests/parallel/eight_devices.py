@@ -47,7 +47,8 @@ class Run:
 
     def __init__(self, **overrides):
         # 24 wide, so that no activation has the shape of a parameter.
-        self.config = tiny(train__batch_size=8, model__d_model=24, model__ffn_mult=1.5, **overrides)
+        small = {"model__n_layers": 2, "optim__polar_steps": 2}
+        self.config = tiny(train__batch_size=8, model__d_model=24, model__ffn_mult=1.5, **small, **overrides)
         self.mesh = run_parts.build_mesh(self.config)
         self.tx = build_optimizer_of(self.config, self.mesh)
         self.graph, self.abstract_params = build(self.config.model)

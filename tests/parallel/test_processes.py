@@ -23,7 +23,8 @@ from tests.tiny import tiny_values
 
 def get_config():
     return tiny_values(train__batch_size=8, checkpoint__every=4, eval__every=20, sample__bytes=4, train__log_every=1,
-                       curriculum__rule="none", model__conv_method="fft", mesh__fsdp=4, mesh__fsdp_min_size=100)
+                       curriculum__rule="none", model__conv_method="fft", mesh__fsdp=4, mesh__fsdp_min_size=100,
+                       model__n_layers=2)
 """
 
 

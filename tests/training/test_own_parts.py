@@ -85,7 +85,13 @@ def registered():
 
 def values(tmp_path, **overrides):
     write_words(tmp_path / "corpus.txt")
-    own = {"model__mixer": "leaky", "optim__name": "sign", "curriculum__rule": "none", "lr__base": 3e-3}
+    own = {
+        "model__n_layers": 2,
+        "model__mixer": "leaky",
+        "optim__name": "sign",
+        "curriculum__rule": "none",
+        "lr__base": 3e-3,
+    }
     return tiny_values(data__path=str(tmp_path / "corpus.txt"), train__epochs=3, **(own | overrides))
 
 

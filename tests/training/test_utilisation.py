@@ -31,7 +31,7 @@ HEAD = 16 * 256
     ),
 )
 def test_flops_per_byte(overrides, expected):
-    config = tiny(**overrides)
+    config = tiny(model__n_layers=2, **overrides)
     assert flops_per_byte(config, build(config.model)[1]) == pytest.approx(expected)
 
 
