@@ -18,8 +18,8 @@ from fftlm_jax.config.schema import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# For the config file of a child whose pictures nobody looks at: drawing them would take it seconds. It does nothing where
-# the process of the tests reads such a file too.
+# For the config file of a child whose pictures nobody looks at: drawing them would take it seconds. It does nothing in
+# the process of the tests, which may read such a file too.
 NO_PICTURES = """
 import sys, types
 
