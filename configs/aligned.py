@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
 
     c.lr = lr = ConfigDict()
     lr.base = 2e-4  # Peak learning rate.
-    # Its course: sawtooth, or cooldown (stages of equal length, then down to a tenth; no events).
+    # Course of the rate: sawtooth, or cooldown (equal stages, then down to a tenth; no events).
     lr.schedule = "sawtooth"
     # Stages of the sawtooth: (epochs, peak, floor), the last two in multiples of base.
     lr.stages = ((2, 1.0, 0.1), (3, 1.0, 0.1), ("rest", 1.0, 0.05))
@@ -107,7 +107,9 @@ def get_config() -> ConfigDict:
     optim.eps = 1e-8  # Added to the root of AdamW's second moment.
     optim.weight_decay = 5e-4  # Decoupled weight decay, on matrices only.
     optim.clip = 1.0  # Global gradient norm beyond which gradients are scaled down.
-    optim.ema_decay = 0.0  # Decay of an average of the weights, evaluated beside them (ema_bpb); 0 for none.
+    # Decay of an average of the weights, evaluated beside them (ema_bpb); 0 for none. In fine-tuning the average is
+    # what each training leaves.
+    optim.ema_decay = 0.0
     # AdamW's learning rate beside Muon, in multiples of Muon's. Under muon, lr.base is Muon's learning rate, about 100
     # times that of AdamW.
     optim.adam_scale = 0.15
@@ -123,9 +125,9 @@ def get_config() -> ConfigDict:
     # How much of the gradient's radial part is given back (alpha); 0 is Muon. The radial, or spectral, part is the one
     # along the weight. A number, or by group, as (("mixer", 0.05), ("mlp", 0.15)).
     optim.spectral_lr = either(0.0)
-    # How it is given back: interpolate, orthogonal, add or tangent (see optim/with_spectral.py).
+    # How the radial part is given back: interpolate, orthogonal, add or tangent (see optim/with_spectral.py).
     optim.spectral_mode = "interpolate"
-    # Its units: those of the gradient (none), or free of units (frobenius, second_moment).
+    # Units of the radial part: those of the gradient (none), or none at all (frobenius, second_moment).
     optim.spectral_normalize = "none"
     optim.spectral_adaptive = "none"  # Whether alpha follows the alignment: none, by its cosine, or by rho (ratio).
     optim.spectral_span = (0.0, 1.0)  # Fractions of training between which alpha acts.
@@ -160,7 +162,9 @@ def get_config() -> ConfigDict:
     c.sample = sample = ConfigDict()
     sample.prompt = "def "  # Text that the samples in samples.txt continue.
     sample.bytes = 128  # Length of the sample written at each evaluation; 0 for none.
-    sample.mode = "byte"  # How it is decoded: byte by byte, a chunk at once, or speculative (as byte, in fewer passes).
+    sample.mode = (
+        "byte"  # How samples are decoded: byte by byte, a chunk at once, or speculative (as byte, in fewer passes).
+    )
     sample.temperature = 0.8  # Temperature of sampling; 0 is greedy.
     sample.top_k = 0  # Keep the k likeliest bytes; 0 keeps all.
     sample.top_p = 0.95  # Keep the likeliest bytes of this total probability.
@@ -184,7 +188,8 @@ def get_config() -> ConfigDict:
     resume.allow = ()  # What may change on resume: keys or whole sections, such as ("lr", "train.epochs", "data").
 
     c.mesh = mesh = ConfigDict()
-    # Devices along the batch; -1 for all that mesh.fsdp leaves. train.batch_size is cut into data x fsdp parts.
+    # Devices along the batch; -1 for all that mesh.fsdp leaves. train.batch_size is cut into data x fsdp parts; in
+    # fine-tuning, the answers of a step are cut over as many devices as divide them.
     mesh.data = -1
     mesh.fsdp = 1  # Devices that large parameters, and what the optimizer keeps of them, are sharded over.
     mesh.fsdp_min_size = 65536  # Entries from which a parameter is large; smaller ones lie whole on every device.
@@ -208,8 +213,9 @@ def get_config() -> ConfigDict:
 def _raft() -> ConfigDict:
     """Of task "raft": supervised fine-tuning on a few labelled answers, then cycles of sample, verify, keep, fine-tune.
 
-    Of the rest it uses seed, model, optim, init and resume; checkpoint.every (steps between snapshots of a training)
-    and keep_last; and, started from a language model, data and eval for the text whose forgetting it measures.
+    Of the rest it uses seed, model, optim, init, resume, train.skip_nonfinite and mesh.data; checkpoint.every (steps
+    between snapshots of a training) and keep_last; and, started from a language model, data and eval for the text whose
+    forgetting it measures.
     """
     raft = ConfigDict()
     # The task: add 12+07=019, add_long (1 to size digits), sort 31524>12345, dyck (brackets) or countdown.
@@ -224,7 +230,9 @@ def _raft() -> ConfigDict:
     raft.level_rate = 0.5  # Share of right samples of the hardest level at which cycles go one digit further.
     raft.sft_epochs = 50  # Passes over the labelled problems; 0 for none.
     raft.sft_lr = 2e-3  # Peak rate of supervised fine-tuning, after a tenth of its steps; then it falls to 0 in a line.
-    raft.sft_trained = "full"  # What it trains: all weights (full), or adapters (lora; merged before the first cycle).
+    raft.sft_trained = (
+        "full"  # What supervised fine-tuning trains: all weights (full), or adapters (lora; merged before cycle 1).
+    )
     raft.cycles = 8  # Cycles of sample, verify, keep and train.
     raft.trained = "lora"  # What cycles train: adapters with AdamW (lora), or all weights with optim.name (full).
     raft.lora_rank = 16  # Rank of the adapters (r).
@@ -248,7 +256,7 @@ def _raft() -> ConfigDict:
     raft.start = "continue"
     raft.anchor = 0.0  # Share of labelled problems mixed into what a cycle trains on.
     raft.batch_size = 128  # Answers per step.
-    raft.accum_steps = 1  # Micro-batches that the answers of a step are cut into.
+    raft.accum_steps = 1  # Micro-batches that the answers of a step are cut into; must divide batch_size.
     raft.epochs = 3  # Passes of a cycle over what was kept.
     raft.min_steps = 5  # Steps of a cycle, at least, by more passes.
     raft.max_epochs = 10  # Passes of a cycle, at most.
@@ -260,14 +268,14 @@ def _raft() -> ConfigDict:
     raft.lr_decay = 0.85  # Factor per cycle (exponential), or per lr_every cycles (step).
     raft.lr_every = 2  # Cycles that share a rate under step.
     raft.lr_warmup_cycles = 2  # Cycles in which the rate of wsd rises.
-    raft.lr_stable_cycles = 2  # Cycles in which it stays.
-    raft.lr_fall_cycles = 4  # Cycles in which it falls.
-    raft.lr_final = 0.2  # Fraction of its peak that it falls to.
+    raft.lr_stable_cycles = 2  # Cycles in which the rate of wsd stays at its peak.
+    raft.lr_fall_cycles = 4  # Cycles in which the rate of wsd falls.
+    raft.lr_final = 0.2  # Fraction of its peak that the rate of wsd falls to.
     raft.lr_rates = ()  # Absolute rates of the first cycles under manual; the last one is held.
     raft.lr_floor = 1e-6  # Rate that no cycle is below.
     raft.lr_yaml = ""  # A YAML file, or its text, with a schedule in absolute rates, in place of raft.lr.
     raft.warmup = 0  # Steps of a cycle in which the rate rises, at most a tenth of them.
-    raft.decay_within = False  # Whether it then falls to 0 in a line within the cycle.
+    raft.decay_within = False  # Whether the rate falls to 0 in a line within a cycle, after its warm-up.
     # What cycles are compared by: right answers at temperature 0 (greedy), or among samples (sampled).
     raft.score = "greedy"
     raft.held_out_samples = 4  # Completions per held-out prompt.

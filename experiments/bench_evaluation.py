@@ -31,7 +31,7 @@ def bench_evaluation(rounds: int) -> list[Row]:
     config = read_config(values)
     with tempfile.TemporaryDirectory() as folder:
         parts = run_parts.build_run(config, RunDirectory(Path(folder) / "none"))
-        state = run_parts.begun(parts)
+        state = run_parts.initial_run_state(parts)
         recorders = {f"{steps:,} steps": _recorder(config, Path(folder) / str(steps), steps) for steps in _STEPS}
         alone = {name: _evaluation(recorder) for name, recorder in recorders.items()}
         scored = {name: _after(lambda: parts.held_out.scores(state.arrays, state.controller.cutoff), record)

@@ -12,7 +12,7 @@ import pytest
 from fftlm_jax.cli import COMMANDS, main
 from tests.tiny import ROOT
 
-DOOR = "import sys; from fftlm_jax.cli import main; sys.exit(main())"  # What the script `fftlm` does.
+DOOR = "import sys; from fftlm_jax.cli import main; sys.exit(main())"  # As the script `fftlm` does.
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 OF_EXPERIMENTS = sorted(
     path.stem
@@ -77,8 +77,8 @@ def test_a_run_may_be_named_by_either_form(outcome, tmp_path):
 
 
 def test_train_is_main_py():
-    """In processes of their own, as users start them."""
-    doors = ([sys.executable, "main.py"], [sys.executable, "-c", DOOR, "train"])
+    """In processes of their own, as users start them; the installed script has not the current folder on its path."""
+    doors = ([sys.executable, "main.py"], [sys.executable, "-P", "-c", DOOR, "train"])
     for arguments, code in ((["--help"], 0), (["--config=configs/tiny.py", "--config.lr.bas=1"], 1)):
         done = [subprocess.run([*d, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60) for d in doors]
         assert [d.returncode for d in done] == [code, code]

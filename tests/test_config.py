@@ -315,6 +315,11 @@ def test_what_a_resumed_run_may_do_with_a_key_is_said_in_the_schema():
     for name, policy in (
         *(("model.d_model", FIXED), ("model.dropout", ASKED), ("model.remat", FREE), ("sample.top_p", FREE)),
         *(("lr.base", ASKED), ("lr.schedule", FIXED), ("task", FIXED), ("seed", ASKED), ("compile_cache", FREE)),
-        *(("model.of_another_version", FIXED), ("nothing.of_the_sort", ASKED), ("raft.lora_rank", FIXED)),
+        *(
+            ("model.of_another_version", FIXED),
+            ("nothing.of_the_sort", ASKED),
+            ("eval.of_another_version", ASKED),
+            ("raft.lora_rank", FIXED),
+        ),
     ):
         assert resume_policy(name) == policy, name

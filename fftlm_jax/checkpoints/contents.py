@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from fftlm_jax.config.schema import Config
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.untrusted import shown
@@ -136,6 +135,6 @@ class TrainState(NamedTuple):
     halted: jax.Array  # bool scalar: a non-finite step was met, and one too many; nothing changes any more.
 
 
-def averaged_params(config: Config, ema: optax.EmaState) -> Params:
+def averaged_params(decay: float, ema: optax.EmaState) -> Params:
     """The weights' average over the steps so far; NaN before the first."""
-    return optax.tree.bias_correction(ema.ema, config.optim.ema_decay, ema.count)
+    return optax.tree.bias_correction(ema.ema, decay, ema.count)

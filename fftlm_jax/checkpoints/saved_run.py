@@ -98,7 +98,7 @@ def open_config(workdir: str | Path, option: str = "") -> tuple[RunDirectory, Co
 
 
 def _averaged(config: Config, ema: dict[str, Any]) -> Params:
-    return averaged_params(config, optax.EmaState(count=ema["count"], ema=ema["ema"]))
+    return averaged_params(config.optim.ema_decay, optax.EmaState(count=ema["count"], ema=ema["ema"]))
 
 
 def choose_step(checkpoints: Path, which: str) -> int:

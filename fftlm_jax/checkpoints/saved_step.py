@@ -130,7 +130,7 @@ def restore_arrays(directory: Path, abstract_arrays: Any) -> Any:
     _require_fit(directory, declared_arrays(directory), abstract_arrays)
     try:
         return ocp.StandardCheckpointer().restore(directory / "arrays", abstract_arrays)
-    except Exception as error:  # Whatever files that were made to mislead bring the reader to.
+    except Exception as error:  # Files made to mislead may lead the reader into any error.
         raise CheckpointError(f"{directory}: its arrays cannot be read ({first_line(error)}).") from None
 
 
@@ -161,7 +161,7 @@ def declared_arrays(directory: Path) -> Any:
         arrays = by_name(tree, "/")
         if not isinstance(tree, dict) or not all(np.dtype(a.dtype) and tuple(a.shape) >= () for a in arrays.values()):
             raise ValueError("it holds something else than named arrays")
-    except Exception as error:  # Whatever files that were made to mislead bring the reader to.
+    except Exception as error:  # Files made to mislead may lead the reader into any error.
         raise CheckpointError(f"{directory}: its arrays cannot be read ({first_line(error)}).") from None
     require_plausible(directory, arrays)
     return tree

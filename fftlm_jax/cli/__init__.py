@@ -4,7 +4,7 @@
     fftlm evaluate runs/quickstart
     fftlm generate --help
 
-`python main.py` is `fftlm train`; the other commands are also modules that `python -m` runs, named in the README.
+`python main.py` is `fftlm train`.
 """
 
 import importlib

@@ -26,12 +26,21 @@ def run_as_program(argv: list[str] | None = None) -> int:
     """Parses a command line, of this process by default, and trains; returns the exit code."""
     if argv is not None:
         sys.argv = argv  # Where ml_collections looks for overrides.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(
+            0, os.getcwd()
+        )  # Config files import each other from here; an installed script has no such entry.
     process.keep_freed_blocks(os.environ)
     process.set_cpu_defaults(os.environ)
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt:
         return 130
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+            return 1
+        return ended.code or 0
     return 0
 
 

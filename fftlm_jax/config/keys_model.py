@@ -164,7 +164,7 @@ class LRConfig:
     base: float = key(0.0002, "Peak learning rate.", above(0))
     schedule: str = key(
         "sawtooth",
-        "Its course: sawtooth, or cooldown (stages of equal length, then down to a tenth; no events).",
+        "Course of the rate: sawtooth, or cooldown (equal stages, then down to a tenth; no events).",
         one_of("sawtooth", "cooldown"),
         resume=FIXED,
     )
@@ -237,12 +237,12 @@ class OptimConfig:
     spectral_lr: float | tuple = key(0.0, "How much of the gradient's radial part is given back (alpha); 0 is Muon.")
     spectral_mode: str = key(
         "interpolate",
-        "How it is given back: interpolate, orthogonal, add or tangent (see optim/with_spectral.py).",
+        "How the radial part is given back: interpolate, orthogonal, add or tangent (see optim/with_spectral.py).",
         one_of("interpolate", "orthogonal", "add", "tangent"),
     )
     spectral_normalize: str = key(
         "none",
-        "Its units: those of the gradient (none), or free of units (frobenius, second_moment).",
+        "Units of the radial part: those of the gradient (none), or none at all (frobenius, second_moment).",
         one_of("none", "frobenius", "second_moment"),
         resume=FIXED,
     )

@@ -66,7 +66,7 @@ class SampleConfig:
     bytes: int = key(128, "Length of the sample written at each evaluation; 0 for none.", between(0, 2**24))
     mode: str = key(
         "byte",
-        "How it is decoded: byte by byte, a chunk at once, or speculative (as byte, in fewer passes).",
+        "How samples are decoded: byte by byte, a chunk at once, or speculative (as byte, in fewer passes).",
         one_of("byte", "chunk", "speculative"),
     )
     temperature: float = key(0.8, "Temperature of sampling; 0 is greedy.", at_least(0))
@@ -201,7 +201,7 @@ class RaftConfig:
     )
     sft_trained: str = key(
         "full",
-        "What it trains: all weights (full), or adapters (lora; merged before the first cycle).",
+        "What supervised fine-tuning trains: all weights (full), or adapters (lora; merged before cycle 1).",
         one_of("full", "lora"),
     )
     cycles: int = key(8, "Cycles of sample, verify, keep and train.", between(0, 2**16))
@@ -244,7 +244,10 @@ class RaftConfig:
     anchor: float = key(0.0, "Share of labelled problems mixed into what a cycle trains on.", from_zero_below(1))
     batch_size: int = key(128, "Answers per step.", between(1, 2**20))
     accum_steps: int = key(
-        1, "Micro-batches that the answers of a step are cut into.", between(1, 2**20), is_later=True
+        1,
+        "Micro-batches that the answers of a step are cut into; must divide batch_size.",
+        between(1, 2**20),
+        is_later=True,
     )
     epochs: int = key(3, "Passes of a cycle over what was kept.", between(1, 2**20))
     min_steps: int = key(5, "Steps of a cycle, at least, by more passes.", between(1, 2**24))
@@ -261,14 +264,14 @@ class RaftConfig:
     )
     lr_every: int = key(2, "Cycles that share a rate under step.", between(1, 2**16))
     lr_warmup_cycles: int = key(2, "Cycles in which the rate of wsd rises.", between(0, 2**16))
-    lr_stable_cycles: int = key(2, "Cycles in which it stays.", between(0, 2**16))
-    lr_fall_cycles: int = key(4, "Cycles in which it falls.", between(0, 2**16))
-    lr_final: float = key(0.2, "Fraction of its peak that it falls to.", above(0), within(0, 1))
+    lr_stable_cycles: int = key(2, "Cycles in which the rate of wsd stays at its peak.", between(0, 2**16))
+    lr_fall_cycles: int = key(4, "Cycles in which the rate of wsd falls.", between(0, 2**16))
+    lr_final: float = key(0.2, "Fraction of its peak that the rate of wsd falls to.", above(0), within(0, 1))
     lr_rates: tuple = key((), "Absolute rates of the first cycles under manual; the last one is held.")
     lr_floor: float = key(1e-06, "Rate that no cycle is below.", at_least(0))
     lr_yaml: str = key("", "A YAML file, or its text, with a schedule in absolute rates, in place of raft.lr.")
     warmup: int = key(0, "Steps of a cycle in which the rate rises, at most a tenth of them.", between(0, 2**24))
-    decay_within: bool = key(False, "Whether it then falls to 0 in a line within the cycle.")
+    decay_within: bool = key(False, "Whether the rate falls to 0 in a line within a cycle, after its warm-up.")
     score: str = key(
         "greedy",
         "What cycles are compared by: right answers at temperature 0 (greedy), or among samples (sampled).",

@@ -6,7 +6,6 @@ from typing import Any
 
 from fftlm_jax.config import cutoff as units
 from fftlm_jax.config.schema import Config, rule_in_force
-from fftlm_jax.config.traits import OPTIMIZERS
 from fftlm_jax.runtime.untrusted import shown
 
 
@@ -136,16 +135,17 @@ def _base(config: Any) -> Iterator[str]:
         yield "config.raft.sft_trained: adapters on random weights learn little; name an init.checkpoint or use 'full'."
     if raft.sft_epochs == 0 and not has_base:
         yield "config.raft.sft_epochs: random weights answer nothing; train them, or name an init.checkpoint."
-    if OPTIMIZERS[config.optim.name].needs_matrices and "full" not in (raft.trained, raft.sft_trained):
+    if config.optim.name != "adamw" and "full" not in (raft.trained, raft.sft_trained):
         yield "config.optim.name: adapters are trained with AdamW; use 'adamw', or train all weights ('full')."
 
 
 def _training(config: Any) -> Iterator[str]:
     raft = config.raft
     if raft.batch_size % raft.accum_steps:
-        yield f"config.raft.accum_steps: {raft.accum_steps} do not divide batch_size {raft.batch_size}."
+        parts, size = raft.accum_steps, raft.batch_size
+        yield f"config.raft.accum_steps: {parts} micro-batches do not divide batch_size {size}; choose a divisor."
     if config.mesh.fsdp > 1:
-        yield "config.mesh.fsdp: fine-tuning keeps weights whole on every device; set it to 1, devices go to mesh.data."
+        yield "config.mesh.fsdp: fine-tuning keeps weights whole on every device; set it to 1 and raise mesh.data."
     if not raft.lora_targets or not all(isinstance(name, str) for name in raft.lora_targets):
         yield f"config.raft.lora_targets: {shown(raft.lora_targets)} must name matrices, such as ('w_in', 'w_out')."
     if raft.max_epochs < raft.epochs:

@@ -94,9 +94,14 @@ def with_later_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resume_policy(name: str) -> str:
-    """What a resumed run may do with a key: `FREE`, `ASKED` or `FIXED`; one that is no key is asked about."""
+    """What a resumed run may do with a key: `FREE`, `ASKED` or `FIXED`.
+
+    Of a key that this version does not have: `FIXED` where its section is, else `ASKED`.
+    """
     section, _, key_name = name.rpartition(".")
     cls = typing.get_type_hints(Config).get(section, Config)
     field = cls.__dataclass_fields__.get(key_name)
-    own = field.metadata.get("resume") if field else ""
-    return own or getattr(cls, "on_resume", ASKED)
+    of_section = getattr(cls, "on_resume", ASKED)
+    if field is None:
+        return FIXED if of_section == FIXED else ASKED
+    return field.metadata.get("resume") or of_section

@@ -153,7 +153,9 @@ class HeldOut:
         tally = self.tally(state.params, cutoff)
         scores: dict[str, Any] = summary(tally, self._config.objective)
         if state.ema is not None:
-            average = summary(self.tally(averaged_params(self._config, state.ema), cutoff), self._config.objective)
+            average = summary(
+                self.tally(averaged_params(self._config.optim.ema_decay, state.ema), cutoff), self._config.objective
+            )
             scores |= {f"ema_{name}": value for name, value in average.items()}
         scores = {name: round(value, 6) for name, value in scores.items()}
         scores["bpb_by_word_place"] = {name: round(value, 4) for name, value in bpb_by_word_place(tally).items()}

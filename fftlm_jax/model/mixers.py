@@ -148,7 +148,11 @@ class ConvolutionMixer(nnx.Module):
     another basis, which an optimizer that scales coordinates walks through differently.
     """
 
-    parameter_rules: ClassVar = (("convolution", "spectrum|taps"), ("gain", "gain"), ("mixer", r"w_\w+/kernel"))
+    parameter_rules: ClassVar = (
+        ("convolution", "spectrum|taps"),
+        ("gain", "gain"),
+        ("mixer", r"w_(in|gate|out)/kernel"),
+    )
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         D, dtype = config.d_model, jnp.dtype(config.dtype)
@@ -227,5 +231,8 @@ def register_mixer(name: str, module: type[nnx.Module], traits: MixerTraits) -> 
 
 
 def parameter_rules() -> Sequence[tuple[str, str]]:
-    """(group, regular expression over the path below a mixer) of all mixers."""
+    """(group, regular expression over the path below a mixer) of all mixers, in the order of their registration.
+
+    A name that several use keeps the group of the first.
+    """
     return [rule for module in MIXER_MODULES.values() for rule in module.parameter_rules]

@@ -40,7 +40,7 @@ DECAYED_GROUPS = MUON_GROUPS | {"head"}
 
 
 def group_of(path: str) -> str | None:
-    """Group of a parameter by its slash-separated path, or None; a mixer's own rules decide below it."""
+    """Group of a parameter by its slash-separated path, or None; below a mixer, by the rules of the mixers."""
     rules = [*((group, f"blocks/mixer/({pattern})") for group, pattern in parameter_rules()), *_RULES]
     return next((group for group, pattern in rules if re.fullmatch(pattern, path)), None)
 

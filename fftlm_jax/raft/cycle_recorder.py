@@ -82,6 +82,10 @@ class RaftRecorder:
             self._end_progress()
             self._seconds[name] += time.perf_counter() - start
 
+    def say(self, line: str) -> None:
+        """Prints and logs one line."""
+        self._console.say(line)
+
     def progress(self, done: int, total: int, unit: str) -> None:
         """Moves the bar of the phase under way, on a terminal."""
         if not sys.stderr.isatty():

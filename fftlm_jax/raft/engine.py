@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fftlm_jax.config.schema import Config
 from fftlm_jax.config.traits import OPTIMIZERS
@@ -42,10 +43,19 @@ class Engine:
         cutoff: in bins, of the first weights.
         progress: told (done, total, unit) of the phase under way.
         interrupts: asked between batches and steps.
+        mesh: devices to cut the rows of a training step over.
+        say: told in a sentence of what is out of the ordinary.
     """
 
     def __init__(
-        self, config: Config, task: Task, cutoff: int, progress: Callable[[int, int, str], None], interrupts: Interrupts
+        self,
+        config: Config,
+        task: Task,
+        cutoff: int,
+        progress: Callable[[int, int, str], None],
+        interrupts: Interrupts,
+        mesh: Mesh | None,
+        say: Callable[[str], None],
     ) -> None:
         self._config, self._progress, self._interrupts = config, progress, interrupts
         self._longest_answer = task.longest_answer
@@ -56,7 +66,7 @@ class Engine:
         self._decoder = Decoder(config.model, self._graph, evaluation_low_pass(config, cutoff))
         self._answer_loss = make_answer_loss(self._graph, self._low_pass, config.raft.rows)
         self._lora = raft_parts.lora_of(config)
-        self._mesh = raft_parts.mesh_of(config)
+        self._mesh, self._say = mesh, say
         self._steps: dict[tuple[str, int], FineTuneStep] = {}
 
     def fit(
@@ -106,6 +116,7 @@ class Engine:
             snapshot=snapshot,
             every=config.checkpoint.every,
             pause=pause,
+            say=self._say,
         )
         if fitted is None:
             self._stop_if_asked(f"while training in cycle {cycle}")

@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from fftlm_jax.checkpoints.contents import TrainState
+from fftlm_jax.checkpoints.contents import TrainState, averaged_params
 from fftlm_jax.checkpoints.run_directory import write_bytes
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.lora import LoRA, merge
@@ -28,7 +28,7 @@ from fftlm_jax.parallel import rows as across
 from fftlm_jax.raft.journal import array_bytes, arrays_of
 from fftlm_jax.runtime.errors import NonFiniteError
 from fftlm_jax.spectral import LowPass
-from fftlm_jax.training.step import fresh_state, make_update
+from fftlm_jax.training.step import averaging, fresh_state, make_update
 
 
 class Rows(NamedTuple):
@@ -49,7 +49,7 @@ class FineTuneMetrics(NamedTuple):
 
 
 class FineTuneStep(NamedTuple):
-    """A compiled step, its optimizer, and what its state lives on.
+    """A jitted step, its optimizer, the decay of its average (0 for none), and the devices it runs on.
 
     `run(base, state, rows, learning_rate, key) -> (state, metrics)` donates `state`; `rows` have a leading axis of
     micro-batches, `key` seeds dropout, whose masks are a function of it and of the step.
@@ -59,11 +59,6 @@ class FineTuneStep(NamedTuple):
     tx: optax.GradientTransformationExtraArgs
     ema_decay: float = 0.0
     mesh: Mesh | None = None
-
-    @property
-    def average(self) -> optax.GradientTransformation | None:
-        """Of what is trained, over steps."""
-        return optax.ema(self.ema_decay) if self.ema_decay else None
 
 
 def rows_of(pairs: list[tuple[bytes, bytes]], width: int) -> Rows:
@@ -140,8 +135,7 @@ def make_fine_tune_step(
         total, _ = answer_loss(graph, params, low_pass, rows, model_key if model_dropout else None)
         return total / count, ()
 
-    average = optax.ema(ema_decay) if ema_decay else None
-    update = make_update(loss_of, tx, skip_nonfinite=skip_nonfinite, average=average)
+    update = make_update(loss_of, tx, skip_nonfinite=skip_nonfinite, average=averaging(ema_decay))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def step(
@@ -198,6 +192,7 @@ def fit(
     snapshot: Path,
     every: int,
     pause: Callable[[int], bool],
+    say: Callable[[str], None],
 ) -> Fitted | None:
     """Trains through all batches.
 
@@ -212,17 +207,23 @@ def fit(
         snapshot: where the state is saved; one that is there is gone on from.
         every: steps between snapshots.
         pause: called after every step with the number done; True saves a snapshot and ends early.
+        say: told of every step that is passed over.
 
     Returns:
         What came out (with an average, that), or None if it was paused. The numbers of a step that was passed over are
         NaN.
 
     Raises:
-        NonFiniteError: at a step whose loss, gradient or update is not finite, and which may not be passed over.
+        NonFiniteError: at a step whose loss, gradient or update is not finite, and which may not be passed over; or
+            where all steps were.
     """
+    begin_anew = (
+        f"nothing of it was saved. Move cycles/{snapshot.parent.name} away, lower raft.lr_base or raft.sft_lr (with "
+        "--config.resume.allow=raft) and run the same command: it begins that cycle anew."
+    )
     # The step donates its state, and what the caller holds must outlive it.
     trained = jax.tree.map(jnp.array, trained)
-    state = fresh_state(trained, step.tx.init(trained), step.average)
+    state = fresh_state(trained, step.tx.init(trained), averaging(step.ema_decay))
     numbers = np.zeros((len(rates), len(_NUMBERS)))
     state, done = _restore(snapshot, state, numbers)
     if step.mesh is not None:
@@ -234,22 +235,21 @@ def fit(
             state, metrics = step.run(base, state, _laid_out(rows, micro_batches, step.mesh), np.float32(rate), key)
         *values, finite, halted = jax.device_get(metrics)
         numbers[index] = values if finite else math.nan
+        where = f"step {index + 1} of {len(rates)}: loss {values[0]}, gradient norm {values[1]} at LR {rate:.1e}"
         if halted:
-            loss, grad_norm, _ = values
-            raise NonFiniteError(
-                f"step {index + 1} of {len(rates)}: loss {loss}, gradient norm {grad_norm} at LR {rate:.1e}; nothing "
-                f"of it was saved. Move cycles/{snapshot.parent.name} away, lower raft.lr_base or raft.sft_lr (with "
-                "--config.resume.allow=raft) and run the same command: it begins that cycle anew."
-            )
+            raise NonFiniteError(f"{where}; {begin_anew}")
+        if not finite:
+            say(f"{where}. Passed over, as train.skip_nonfinite allows.")
         is_paused = pause(index + 1)
         if is_paused or (index + 1) % every == 0:
             _save(snapshot, state, numbers)
         if is_paused:
             return None
-    learned = one_copy(state.params, step.mesh)
-    if step.average:
-        ema = one_copy(state.ema, step.mesh)
-        learned = optax.tree.bias_correction(ema.ema, step.ema_decay, ema.count)
+    if len(rates) and not np.isfinite(numbers[:, 0]).any():
+        raise NonFiniteError(f"all {len(rates)} steps were passed over; {begin_anew}")
+    state = one_copy(state, step.mesh)
+    has_average = step.ema_decay and state.ema.count  # Before the first update there is none.
+    learned = averaged_params(step.ema_decay, state.ema) if has_average else state.params
     return Fitted(learned, *numbers.T)
 
 

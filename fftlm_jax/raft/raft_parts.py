@@ -1,8 +1,10 @@
 """Builds the parts of a fine-tuning run from its config: task, pools, schedule, adapters, optimizers, first weights."""
 
 import dataclasses
+import math
 from pathlib import Path
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -135,8 +137,16 @@ def optimizer_of(config: Config, trained: str, steps: int) -> optax.GradientTran
 
 
 def mesh_of(config: Config) -> Mesh | None:
-    """The devices that the rows of a training step are cut over; None for a single one."""
-    return make_mesh(config.mesh.data, 1, config.raft.batch_size // config.raft.accum_steps, "raft.batch_size")
+    """The devices that the rows of a training step are cut over; None for a single one.
+
+    With `mesh.data` -1 as many as share the rows equally.
+
+    Raises:
+        UsageError: for devices that are not there, or that the rows do not divide among.
+    """
+    rows = config.raft.batch_size // config.raft.accum_steps
+    data = math.gcd(rows, jax.device_count()) if config.mesh.data == -1 else config.mesh.data
+    return make_mesh(data, 1, rows, "raft.batch_size")
 
 
 def first_weights(config: Config) -> tuple[Params, int]:

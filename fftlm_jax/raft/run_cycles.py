@@ -87,7 +87,7 @@ class RaftRun:
         self.knobs = raft_parts.knobs_of(config, self.schedule)
         self.lora, self.journal, self.interrupts = raft_parts.lora_of(config), Journal(directory.root), interrupts
         self.origin = origin_of(config, None if overwrite else self.journal)
-        self.general = GeneralText(config, self.origin)
+        self.general, self.mesh = GeneralText(config, self.origin), raft_parts.mesh_of(config)
         self.moved_to = directory.move_aside() if overwrite else None
         directory.acquire()
         stack.callback(directory.release)
@@ -118,7 +118,9 @@ class RaftRun:
 
     def _build_phases(self) -> Phases:
         config, task, origin, journal = self.config, self.task, self.origin, self.journal
-        engine = Engine(config, task, origin.cutoff, self.recorder.progress, self.interrupts)
+        engine = Engine(
+            config, task, origin.cutoff, self.recorder.progress, self.interrupts, self.mesh, self.recorder.say
+        )
         weights = CycleWeights(journal, build(config.model)[1], config.raft, self.lora, config.seed)
         return Phases(config, task, self.pools, self.lora, origin, self.general, journal, engine, weights)
 
@@ -216,7 +218,8 @@ def _settings(config: Config) -> str:
         k for k, v in values["raft"].items() if v == getattr(RaftConfig(), k)
     }  # A cycle that an earlier version began knows nothing of them.
     raft = {k: v for k, v in values["raft"].items() if k not in _PLANNED | unchanged}
-    return _digest({"raft": raft, "optim": values["optim"]})
+    passed_over = {"skip_nonfinite": n} if (n := config.train.skip_nonfinite) else {}
+    return _digest({"raft": raft, "optim": values["optim"], **passed_over})
 
 
 def _digest(values: Any) -> str:
@@ -235,6 +238,7 @@ def dry_run(values: Mapping[str, Any]) -> None:
     schedule, lora = raft_parts.schedule_of(config), raft_parts.lora_of(config)
     abstract = build(config.model)[1]
     GeneralText(config, origin_of(config, None))
+    raft_parts.mesh_of(config)
     print(f"raft: {to_dict(config)['raft']}")
     for name, pool in pools._asdict().items():
         shown = ", ".join(repr(problem.prompt + problem.answer)[1:] for problem in pool[:3])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 from fftlm_jax.raft.lr_yaml import to_yaml
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 _SCHEDULES = ("constant", "exponential", "step", "wsd", "manual")
 _SUFFIXES = (".png", ".yaml", ".json")
@@ -165,9 +165,13 @@ def visualize(schedules: Mapping[str, CycleLR], cycles: int, file: Path) -> None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    return run_command(lambda: _run(parser, args))
+
+
+def _run(parser: CommandParser, args: argparse.Namespace) -> None:
     if args.cycles < 1:
         parser.error(f"--cycles: must be at least 1, not {args.cycles}")
     try:
@@ -189,9 +193,10 @@ def main(arguments: list[str] | None = None) -> int:
             picture = _stem(args.output or Path("lr_schedules")).with_suffix(".png")
             visualize(schedules, args.cycles, picture)
             print(f"see {picture}")
+    except BrokenPipeError:
+        raise  # Whoever reads has seen enough.
     except OSError as error:
         parser.error(f"--output: {args.output} cannot be written ({error.strerror})")
-    return 0
 
 
 def _give(text: str, suffix: str, output: Path | None) -> None:

@@ -8,7 +8,6 @@ A run is a run directory, or a text log of the source document's program.
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import numpy as np
 
 from fftlm_jax.recording.history import Record
 from fftlm_jax.recording.metrics import read_metrics
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.errors import SaveError, UsageError
+from fftlm_jax.runtime.process import CommandParser, run_command
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -61,8 +61,10 @@ def series_of_records(records: Sequence[Record]) -> Series:
     train = [r for r in records if r["kind"] == "train"]
     series = {name: _points(train, name) for name in ("loss", "lr", "cutoff", "grad_norm")}
     series["bpb"] = _points([r for r in records if r["kind"] == "eval"], "bpb")
-    radial = [r for r in records if r["kind"] == "radial"]
-    series["rho"] = [(r["step"], _mean_abs([x for row in r["rho"].values() for x in row])) for r in radial]
+    radial = [r for r in records if r["kind"] == "radial" and "rho" in r]
+    series["rho"] = [
+        (r["step"], _mean_abs([x for row in r["rho"].values() for x in row])) for r in radial if "rho" in r
+    ]
     return series
 
 
@@ -119,21 +121,26 @@ def _mean_abs(values: Sequence[float | None]) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
     parser = CommandParser("fftlm compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run directories or text logs")
-    parser.add_argument("--out", type=Path, default=Path("compare.png"))
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="the picture to write")
     args = parser.parse_args(arguments)
-    names = [path.resolve().name for path in args.runs]
-    labels = names if len(set(names)) == len(names) else [str(path) for path in args.runs]
+    return run_command(lambda: _compare(args.runs, args.out))
+
+
+def _compare(paths: Sequence[Path], out: Path) -> None:
+    names = [path.resolve().name for path in paths]
+    labels = names if len(set(names)) == len(names) else [str(path) for path in paths]
     try:
-        runs = {label: read_run(path) for label, path in zip(labels, args.runs)}
-        if not any(points for series in runs.values() for points in series.values()):
-            raise ValueError(f"{', '.join(labels)}: nothing is recorded yet")
+        runs = {label: read_run(path) for label, path in zip(labels, paths)}
     except ValueError as error:
-        print(f"{error}", file=sys.stderr)
-        return 1
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(runs, args.out)
-    print(args.out)
-    return 0
+        raise UsageError(f"RUN: {error}; name others.") from None
+    if not any(points for series in runs.values() for points in series.values()):
+        raise UsageError(f"RUN: {', '.join(labels)}: nothing is recorded yet; ask again later.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw(runs, out)
+    except OSError as error:
+        raise SaveError(f"--out: {out} cannot be written ({error.strerror}).") from None
+    print(out)

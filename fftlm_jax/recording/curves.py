@@ -38,17 +38,18 @@ def replace_figure(figure: Figure, file: Path) -> None:
 def thinned(x: np.ndarray, y: np.ndarray, most: int = _MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
     """At most about `most` points of a line, [n]: of every stretch its lowest and its highest, in order.
 
-    Lines that are short enough stay as they are.
+    Points that are NaN are left out. Lines that are short enough keep all others.
     """
+    is_there = ~np.isnan(y)
+    x, y = x[is_there], y[is_there]
     if len(x) <= most:
         return x, y
     stretches = most // 2 - 1
     width = len(x) // stretches
-    heights = np.nan_to_num(y)
-    rows = heights[: stretches * width].reshape(stretches, width)
+    rows = y[: stretches * width].reshape(stretches, width)
     starts, rest = width * np.arange(stretches), np.arange(stretches * width, len(x))
     kept = [starts + rows.argmin(axis=1), starts + rows.argmax(axis=1)]
-    kept += [rest[[heights[rest].argmin(), heights[rest].argmax()]]] if len(rest) else []
+    kept += [rest[[y[rest].argmin(), y[rest].argmax()]]] if len(rest) else []
     kept = np.unique(np.concatenate(kept))
     return x[kept], y[kept]
 

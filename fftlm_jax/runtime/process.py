@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import importlib
 import importlib.metadata
 import os
 import signal
@@ -37,6 +38,19 @@ class CommandParser(argparse.ArgumentParser):
         """Adds the argument RUN, which may also be given as --workdir."""
         self.add_argument("workdir", nargs="?", metavar="RUN", help=what)
         self.add_argument("--workdir", dest="workdir_option", metavar="RUN", help="the same, by name")
+        self.add_argument(
+            "--import", dest="modules", action="append", default=[], metavar="MODULE",
+            help="import this first, from here, such as a module that registers a mixer of your own",
+        )  # fmt: skip
+
+    def _import(self, modules: list[str]) -> None:
+        if modules and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                self.error(f"--import: {name} cannot be imported ({error})")
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:
         """Parses, with RUN as `workdir` however it was given."""
@@ -46,6 +60,7 @@ class CommandParser(argparse.ArgumentParser):
             if (args.workdir is None) == (named is None):
                 self.error("RUN: name one run directory")
             args.workdir = args.workdir or named
+            self._import(vars(args).pop("modules"))
         return args
 
 

@@ -52,21 +52,21 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
         # First of all: a KeyboardInterrupt in the middle of a compilation takes the interpreter down with it.
         interrupts = stack.enter_context(Interrupts())
         directory = RunDirectory(workdir)
-        begun = directory.read_config() if directory.has_config and not overwrite else None
-        config = run_parts.config_of(values, begun)
+        saved_config = directory.read_config() if directory.has_config and not overwrite else None
+        config = run_parts.config_of(values, saved_config)
         d = config.distributed
         join_processes(d.coordinator, d.processes, d.process_id, d.heartbeat)  # Before anything touches a device.
         if not overwrite:
             directory.require_usable(config.resume.mode)
-            if begun is not None:
-                refuse_changes(begun, config)
+            if saved_config is not None:
+                refuse_changes(saved_config, config)
         parts = run_parts.build_run(config, directory)
         wait_for_all("the run directory is looked at")
         moved_to = _take(directory, overwrite, stack)
         keep = config.checkpoint
         checkpoints = stack.enter_context(closing(Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)))
         restored = checkpoints.restore(run_parts.abstract_state(config, parts.tx, parts.mesh))
-        state = run_parts.resumed(parts, restored) if restored else run_parts.begun(parts)
+        state = run_parts.restored_run_state(parts, restored) if restored else run_parts.initial_run_state(parts)
         if state.step >= config.total_steps:
             if is_first_process():
                 print(f"already finished: {state.step} steps are done, in {directory.root}")
@@ -133,7 +133,7 @@ def train(
         What `run` returns.
 
     Raises:
-        Interrupted: after a signal, once the step is saved. NonFiniteError, SaveError.
+        Interrupted: after a signal, once the step is saved, or before the first one. NonFiniteError, SaveError.
     """
     config, total = parts.config, parts.config.total_steps
     with ExitStack() as stack:

@@ -184,7 +184,8 @@ class Saver:
         """Saves step `done`, ranked by `bpb` if it was just evaluated.
 
         Raises:
-            SaveError: if it failed and `must` not, or has too often. NonFiniteError: see `Checkpoints.save`.
+            SaveError: if the save failed although it must not (`must`), or failed more than `retries` times in a row.
+            NonFiniteError: see `Checkpoints.save`.
         """
         try:
             self._checkpoints.save(done, state, host, bpb)

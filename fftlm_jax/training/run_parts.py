@@ -41,7 +41,7 @@ from fftlm_jax.training.progress import Progress, RunState
 from fftlm_jax.training.step import events, make_train_step, new_state
 
 
-def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None) -> Config:
+def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None = None) -> Config:
     """Validates a config. With `init.checkpoint`, the architecture is that of the run it names.
 
     So is, under a frozen backbone and in fine-tuning, the method of its cutoff: another would change what its kernels
@@ -49,14 +49,14 @@ def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None)
 
     Args:
         values: config with every key.
-        begun: the config of the run that is resumed, if any: it took its architecture over when it began, and the run
+        saved_config: that of the run that is resumed, if any: it took its architecture over when it began, and the run
             it came from need not exist any more.
     """
     config = read_config(values)
     if not config.init.checkpoint:
         return config
     merged = to_dict(config)
-    source = source_config(config.init.checkpoint) if begun is None else begun
+    source = source_config(config.init.checkpoint) if saved_config is None else saved_config
     keeps_cutoff = config.objective.is_frozen or config.task == "raft"
     inherited = {"model": ARCHITECTURE, "curriculum": LOW_PASS if keeps_cutoff else ()}
     for section, names in inherited.items():
@@ -64,7 +64,7 @@ def config_of(values: Mapping[str, Any], begun: Mapping[str, Any] | None = None)
         given = given if isinstance(given, Mapping) else {}
         merged[section].update({name: given[name] for name in names if name in given})
     merged_config = read_config(merged)
-    if begun is None:
+    if saved_config is None:
         require_held(config.init.checkpoint, merged_config.model)
     return merged_config
 
@@ -107,7 +107,7 @@ def build_run(config: Config, directory: RunDirectory) -> RunParts:
     )
 
 
-def begun(parts: RunParts) -> RunState:
+def initial_run_state(parts: RunParts) -> RunState:
     """The state of a run before its first step.
 
     Raises:
@@ -122,7 +122,7 @@ def begun(parts: RunParts) -> RunState:
     return RunState(arrays, Controller(build_rule(config), cutoff), Progress(), step=0)
 
 
-def resumed(parts: RunParts, restored: Restored) -> RunState:
+def restored_run_state(parts: RunParts, restored: Restored) -> RunState:
     """The state that a checkpoint holds.
 
     Raises:
@@ -138,7 +138,8 @@ def resumed(parts: RunParts, restored: Restored) -> RunState:
         controller.load_state_dict(host["controller"])
     except ValueError as error:
         raise CheckpointError(
-            f"{step}: its controller cannot be used ({error}); restore or remove this step."
+            f"{step}: {error}, and its weights use coefficients above it; keep the curriculum.method that they were "
+            "trained under, or restore this step."
         ) from None
     progress.load_state_dict(host)
     return RunState(restored.arrays, controller, progress, restored.step)

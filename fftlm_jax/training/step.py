@@ -61,15 +61,14 @@ def trained(config: Config, params: Params) -> Params:
     return {"head": params["head"]} if config.objective.is_frozen else params
 
 
-def averaging(config: Config) -> optax.GradientTransformation | None:
-    """The average of the weights over steps, as optax computes it (without bias in the first steps), or None."""
-    decay = config.optim.ema_decay
+def averaging(decay: float) -> optax.GradientTransformation | None:
+    """The average of the weights over steps, as optax computes it (without bias in the first steps); None for none."""
     return optax.ema(decay) if decay else None
 
 
 def new_state(config: Config, params: Params, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first step of language modelling."""
-    return fresh_state(params, tx.init(trained(config, params)), averaging(config))
+    return fresh_state(params, tx.init(trained(config, params)), averaging(config.optim.ema_decay))
 
 
 def fresh_state(params: Params, opt_state: optax.OptState, average: optax.GradientTransformation | None) -> TrainState:
@@ -234,7 +233,7 @@ def make_train_step(
         extras=2,
         learned_of=lambda params: trained(config, params),
         skip_nonfinite=config.train.skip_nonfinite,
-        average=averaging(config),
+        average=averaging(config.optim.ema_decay),
         shardings=shardings,
     )
     dropout_key = jax.random.key(config.seed + 1) if config.model.dropout else None

@@ -26,7 +26,8 @@ from tests.tiny import ROOT, tiny
 MODEL = tiny(objective__name="next_byte", model__n_layers=1).model
 LOW_PASS = LowPass(freq_bins(MODEL.seq_len), freq_bins(MODEL.seq_len))
 TX = optax.chain(optax.scale_by_adam(), scale_by_given_learning_rate())
-PAIRS = [(b"%d+%d=" % (i, j), b"%d\n" % (i + j)) for i in range(4) for j in range(2)]  # Eight of them.
+# Eight of them; the first four answers have one byte more than the others.
+PAIRS = [(b"%d+%d=" % (i, j), b"%d\n" % (i + j)) for i in (9, 8, 1, 2) for j in (3, 2)]
 RATES = np.full(4, 1e-2)
 
 
@@ -48,6 +49,7 @@ def batches(poisoned=()):
 
 def fitted(folder, step, rates=RATES, micro_batches=1, poisoned=(), pause=lambda done: False):
     options = {"micro_batches": micro_batches, "snapshot": folder / "fit.part.npz", "every": 100, "pause": pause}
+    options["say"] = print
     params, rows = graph_and_weights()[1], batches(poisoned)[: len(rates)]
     return fit(step, {}, jax.tree.map(jnp.asarray, params), iter(rows), rates, jax.random.key(0), **options)
 
@@ -64,15 +66,18 @@ def test_micro_batches_are_one_large_batch(tmp_path):
     assert whole.loss[-1] < whole.loss[0]
 
 
-def test_a_step_that_is_not_finite_is_passed_over_as_often_as_it_may(tmp_path):
+def test_a_step_that_is_not_finite_is_passed_over_as_often_as_it_may(tmp_path, capsys):
     calm = step_of(skip_nonfinite=1)
     result = fitted(tmp_path, calm, poisoned=(1,))
+    assert "step 2 of 4: loss nan" in (told := capsys.readouterr().out) and told.count("Passed over") == 1
     assert np.isnan(result.loss).tolist() == [False, True, False, False]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.trained))
     with pytest.raises(NonFiniteError, match="step 3 of 4: loss nan"):
         fitted(tmp_path, calm, poisoned=(1, 2))
     with pytest.raises(NonFiniteError, match="step 2 of 4: loss nan"):
         fitted(tmp_path, step_of(), poisoned=(1,))
+    with pytest.raises(NonFiniteError, match="all 1 steps were passed over; nothing of it was saved. Move cycles/"):
+        fitted(tmp_path, calm, RATES[:1], poisoned=(0,))
 
 
 def test_an_average_is_that_of_the_weights_after_every_step(tmp_path):
@@ -80,6 +85,11 @@ def test_an_average_is_that_of_the_weights_after_every_step(tmp_path):
     weights = 0.5 ** np.array([3, 2, 1])
     expected = jax.tree.map(lambda *xs: sum(w * x for w, x in zip(weights / weights.sum(), xs)), *after)
     assert_near(fitted(tmp_path, step_of(ema_decay=0.5), RATES[:3]).trained, expected, atol=1e-5)
+
+
+def test_without_a_step_the_weights_are_what_they_were_with_or_without_an_average(tmp_path):
+    for step in (step_of(), step_of(ema_decay=0.5)):
+        jax.tree.map(np.testing.assert_array_equal, fitted(tmp_path, step, RATES[:0]).trained, graph_and_weights()[1])
 
 
 def test_a_paused_training_goes_on_to_the_same_bits(tmp_path):
@@ -115,7 +125,7 @@ def losses_on_a_mesh(folder):
 @pytest.mark.parametrize(
     "overrides,message",
     (
-        ({"raft__accum_steps": 3}, "accum_steps: 3 do not divide batch_size 16"),
+        ({"raft__accum_steps": 3}, "accum_steps: 3 micro-batches do not divide batch_size 16"),
         ({"mesh__fsdp": 2}, "fine-tuning keeps weights whole on every device"),
     ),
 )

@@ -30,7 +30,7 @@ from tests.tiny import hash_of, tiny_values, write_words
 class LeakyMean(nnx.Module):
     """A decaying mean of what was heard, per channel: h_t = a h_(t-1) + (1 - a) W z_t."""
 
-    parameter_rules: ClassVar = (("gain", "leak"),)
+    parameter_rules: ClassVar = (("mixer", "w_heard/kernel"), ("gain", "leak"))
 
     def __init__(self, config, rngs):
         self.w_heard = linear(config.d_model, config.d_model, 1.0, jnp.dtype(config.dtype), rngs)

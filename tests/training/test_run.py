@@ -93,13 +93,13 @@ def test_the_last_and_the_best_checkpoints_are_kept(straight):
 
 
 def test_killed_and_stopped_by_signals_again_and_again_it_is_the_same_run(arguments, straight, tmp_path, capsys):
-    """SIGKILL before the first save, SIGTERM around the first raise, SIGINT behind it, wherever in a step they strike.
+    """SIGKILL behind the first save, SIGTERM and SIGINT later, wherever in a step they strike.
 
     A signal that asks finishes the step, saves and ends with its own exit code. This process finishes what those left;
     state and metrics are those of the run that nobody disturbed.
     """
     workdir, options, rng = tmp_path / "run", [*arguments, f"--workdir={tmp_path / 'run'}"], random.Random(1)
-    lives = ((signal.SIGKILL, 1, 4), (signal.SIGTERM, 5, 8), (signal.SIGINT, 9, 16))
+    lives = ((signal.SIGKILL, 6, 9), (signal.SIGTERM, 10, 13), (signal.SIGINT, 14, 17))
     for number, first, last in lives:
         process = start_main(*options)
         _wait_for_step(process, workdir / "run.log", rng.randint(first, last))
@@ -339,10 +339,10 @@ def test_a_saved_cutoff_below_the_coefficients_in_use_is_refused(tmp_path):
     """Never regress: going on from it would switch off what the weights have learned."""
     config = tiny(model__n_layers=1)
     parts = run_parts.build_run(config, RunDirectory(tmp_path / "run"))
-    state = run_parts.begun(parts)
+    state = run_parts.initial_run_state(parts)
     host = state.host_part(config, parts.corpus.fingerprint, (0, 0))
-    assert run_parts.resumed(parts, Restored(state.arrays, host, 5)).controller.cutoff == 4
+    assert run_parts.restored_run_state(parts, Restored(state.arrays, host, 5)).controller.cutoff == 4
     host["controller"]["cutoff"] = 2
-    with pytest.raises(CheckpointError, match="checkpoints/5: .*cutoff 2 is below 4: .*never regresses"):
-        run_parts.resumed(parts, Restored(state.arrays, host, 5))
+    with pytest.raises(CheckpointError, match="checkpoints/5: the saved cutoff 2 is below 4: a cutoff never regresses"):
+        run_parts.restored_run_state(parts, Restored(state.arrays, host, 5))
     assert not (tmp_path / "run").exists(), "nothing is written by looking"

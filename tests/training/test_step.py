@@ -329,5 +329,5 @@ def test_the_average_of_the_weights_is_a_mean_from_the_first_step_on():
         seen.append(jax.device_get(bench.state.params))
     shares = 0.9 ** np.arange(2, -1, -1) / (0.81 + 0.9 + 1)
     mean = jax.tree.map(lambda *steps: sum(share * step for share, step in zip(shares, steps)), *seen)
-    average = jax.jit(lambda ema: averaged_params(bench.config, ema))(bench.state.ema)
+    average = jax.jit(lambda ema: averaged_params(bench.config.optim.ema_decay, ema))(bench.state.ema)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), average, mean)
