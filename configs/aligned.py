@@ -162,9 +162,8 @@ def get_config() -> ConfigDict:
     c.sample = sample = ConfigDict()
     sample.prompt = "def "  # Text that the samples in samples.txt continue.
     sample.bytes = 128  # Length of the sample written at each evaluation; 0 for none.
-    sample.mode = (
-        "byte"  # How samples are decoded: byte by byte, a chunk at once, or speculative (as byte, in fewer passes).
-    )
+    # How samples are decoded: byte by byte, a chunk at once, or speculative (as byte, in fewer passes).
+    sample.mode = "byte"
     sample.temperature = 0.8  # Temperature of sampling; 0 is greedy.
     sample.top_k = 0  # Keep the k likeliest bytes; 0 keeps all.
     sample.top_p = 0.95  # Keep the likeliest bytes of this total probability.
@@ -230,9 +229,8 @@ def _raft() -> ConfigDict:
     raft.level_rate = 0.5  # Share of right samples of the hardest level at which cycles go one digit further.
     raft.sft_epochs = 50  # Passes over the labelled problems; 0 for none.
     raft.sft_lr = 2e-3  # Peak rate of supervised fine-tuning, after a tenth of its steps; then it falls to 0 in a line.
-    raft.sft_trained = (
-        "full"  # What supervised fine-tuning trains: all weights (full), or adapters (lora; merged before cycle 1).
-    )
+    # What supervised fine-tuning trains: all weights (full), or adapters (lora; merged before cycle 1).
+    raft.sft_trained = "full"
     raft.cycles = 8  # Cycles of sample, verify, keep and train.
     raft.trained = "lora"  # What cycles train: adapters with AdamW (lora), or all weights with optim.name (full).
     raft.lora_rank = 16  # Rank of the adapters (r).
