@@ -392,7 +392,7 @@ FAULTS = (
     Fault(
         "the average of the weights keeps its bias",
         "fftlm_jax/checkpoints/contents.py",
-        "return optax.tree.bias_correction(ema.ema, config.optim.ema_decay, ema.count)",
+        "return optax.tree.bias_correction(ema.ema, decay, ema.count)",
         "return ema.ema",
         "tests/training/test_step.py::test_the_average_of_the_weights_is_a_mean_from_the_first_step_on",
     ),
@@ -710,8 +710,8 @@ FAULTS = (
     Fault(
         "fine-tuning returns the last weights where it keeps an average",
         "fftlm_jax/raft/fine_tuning.py",
-        "learned = optax.tree.bias_correction(ema.ema, step.ema_decay, ema.count)",
-        "pass",
+        "averaged_params(step.ema_decay, state.ema) if has_average else state.params",
+        "state.params",
         "tests/raft/test_fit.py::test_an_average_is_that_of_the_weights_after_every_step",
     ),
     Fault(
