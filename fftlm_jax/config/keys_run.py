@@ -172,7 +172,6 @@ class RaftConfig:
     task: str = key(
         "add",
         "The task: add 12+07=019, add_long (1 to size digits), sort 31524>12345, dyck (brackets) or countdown.",
-        one_of("add", "add_long", "sort", "dyck", "countdown"),
         resume=FIXED,
     )
     size: int = key(

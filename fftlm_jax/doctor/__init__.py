@@ -5,42 +5,17 @@ healthy run hears next to nothing. Findings depend on records alone, so a resume
 """
 
 from collections.abc import Iterable
+from types import FunctionType
 
+from fftlm_jax.doctor import rules_health, rules_loss, rules_raises
 from fftlm_jax.doctor.evidence import HEALTHY, NOTE, WARNING, Facts, Finding, facts_of, read_stream
-from fftlm_jax.doctor.rules_health import clipped_gradients, overfitting, repetitive_samples, tiny_gradients
-from fftlm_jax.doctor.rules_loss import low_learning_rate, oscillation, recovery, slow_descent, smooth_descent
-from fftlm_jax.doctor.rules_raises import no_raise, noise_note, raise_pace, threshold_in_noise
 from fftlm_jax.recording.history import History
 
-RULES = (
-    oscillation,
-    recovery,
-    low_learning_rate,
-    smooth_descent,
-    slow_descent,
-    raise_pace,
-    no_raise,
-    threshold_in_noise,
-    clipped_gradients,
-    tiny_gradients,
-    overfitting,
-    repetitive_samples,
-    noise_note,
+_MODULES = (rules_loss, rules_raises, rules_health)  # In the order in which findings of one step are told.
+RULES = tuple(
+    f for module in _MODULES for f in vars(module).values() if isinstance(f, FunctionType) and hasattr(f, "warnings")
 )
-# The names of all warnings that they give.
-WARNINGS = (
-    "oscillation",
-    "unrecovered_spike",
-    "low_learning_rate",
-    "slow_descent",
-    "raises_every_epoch",
-    "no_raise",
-    "threshold_in_noise",
-    "clipped_gradients",
-    "tiny_gradients",
-    "overfitting",
-    "repetitive_samples",
-)
+WARNINGS = tuple(name for function in RULES for name in function.warnings)
 
 
 def diagnose(history: History, facts: Facts, samples: Iterable[tuple[int, str]] = ()) -> list[Finding]:

@@ -7,7 +7,7 @@ loss nor on the length of a window (128 to 512 bytes), but only on how many wind
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,20 @@ from fftlm_jax.recording.history import History, is_number
 WARNING, HEALTHY, NOTE = "warning", "healthy", "note"
 # `adaptive` chooses after the raise, between 0.5 and 0.9: what it leaves at the least.
 _SMALLEST_ADAPTIVE_FACTOR = 0.5
+
+
+def rule(*warnings: str) -> Callable[[Callable], Callable]:
+    """Marks a function of a `rules_*` module as a rule of the doctor, which then applies it.
+
+    Args:
+        warnings: names of the warnings that it may give.
+    """
+
+    def mark(function: Callable) -> Callable:
+        function.warnings = warnings
+        return function
+
+    return mark
 
 
 class Finding(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fftlm_jax.doctor.evidence import WARNING, Facts, Finding, Stream, mean_error, measured_noise
+from fftlm_jax.doctor.evidence import WARNING, Facts, Finding, Stream, mean_error, measured_noise, rule
 
 _START = 100  # Steps in which gradients are large and losses fall whatever the settings.
 _FEWEST_STEPS = 50  # Of a span that is judged: a share of them is known to 7 %.
@@ -22,6 +22,7 @@ _SHORTEST, _LONGEST = 64, 512  # Characters of a sample that are looked at.
 _GREEDY = 0.5  # A temperature below it repeats itself without anything being wrong with the training.
 
 
+@rule("clipped_gradients")
 def clipped_gradients(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Most steps of an epoch at the clip, which then sets their size.
 
@@ -43,6 +44,7 @@ def clipped_gradients(stream: Stream, facts: Facts) -> Iterator[Finding]:
         )
 
 
+@rule("tiny_gradients")
 def tiny_gradients(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Gradient norms below 0.05: hardly anything is learned any more."""
     spans = _spans(stream, facts)
@@ -78,6 +80,7 @@ def _runs_of(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:
             begin = None
 
 
+@rule("overfitting")
 def overfitting(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Held-out loss that rises three times in a row while the training loss falls.
 
@@ -111,6 +114,7 @@ def _rises(stream: Stream, before: tuple[int, float], after: tuple[int, float]) 
     return after[1] > before[1] and not np.any(np.diff(lrs) > 0)
 
 
+@rule("repetitive_samples")
 def repetitive_samples(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Two samples in a row that say the same thing over and over."""
     shares = [distinct_share(text) for _, text in stream.samples]

@@ -16,6 +16,7 @@ from fftlm_jax.doctor.evidence import (
     longest_alternation,
     mean_error,
     measured_noise,
+    rule,
     stretches,
 )
 
@@ -55,6 +56,7 @@ def swings_of(stretch: Stretch, facts: Facts) -> np.ndarray:
     return best if len(best) >= _SWINGS else np.array([])
 
 
+@rule("oscillation")
 def oscillation(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Loss that bounces up and down in turn, well above the noise before: steps too large for the new detail."""
     for stretch in stretches(stream, facts.curriculum.steps_per_epoch):
@@ -73,6 +75,7 @@ def oscillation(stream: Stream, facts: Facts) -> Iterator[Finding]:
             )
 
 
+@rule("unrecovered_spike")
 def recovery(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """A spike at a raise is expected; within an epoch the loss must be back at its level before."""
     for stretch in stretches(stream, facts.curriculum.steps_per_epoch):
@@ -137,6 +140,7 @@ def _recovered_at(stretch: Stretch, level: float) -> int | None:
     return None
 
 
+@rule("low_learning_rate")
 def low_learning_rate(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """A learning rate far below its peak right after a raise: the stages are not aligned with the raises."""
     scale = 1.0
@@ -180,6 +184,7 @@ _STRAIGHT = 0.3
 _FIRST_LOOK = 100  # Steps, or an epoch if that is longer.
 
 
+@rule()
 def smooth_descent(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """A loss that falls significantly and does not oscillate."""
     for stretch in stretches(stream, facts.curriculum.steps_per_epoch):
@@ -198,6 +203,7 @@ def smooth_descent(stream: Stream, facts: Facts) -> Iterator[Finding]:
             )
 
 
+@rule("slow_descent")
 def slow_descent(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Progress, but barely: a run that starts in a straight line, or a loss that does not come down from a spike."""
     for stretch in stretches(stream, facts.curriculum.steps_per_epoch):

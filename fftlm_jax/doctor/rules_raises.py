@@ -16,6 +16,7 @@ from fftlm_jax.doctor.evidence import (
     improvement_error,
     mean_error,
     measured_noise,
+    rule,
 )
 
 _HEALTHY_GAP = (2, 5)  # Epochs between raises, by the documents.
@@ -24,6 +25,7 @@ _FLAT = 0.005  # The documents' plateau, but over five epochs against five: nobo
 _RECENT = 200  # Losses that tell the noise of the time.
 
 
+@rule("raises_every_epoch")
 def raise_pace(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """A raise every epoch is too fast (the loss never stabilizes); one every 2 to 5 epochs is healthy."""
     epoch = facts.curriculum.steps_per_epoch
@@ -52,6 +54,7 @@ def raise_pace(stream: Stream, facts: Facts) -> Iterator[Finding]:
             )
 
 
+@rule("no_raise")
 def no_raise(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Ten epochs at one cutoff below the top without progress: something keeps the plateau rule from raising."""
     rule, last = facts.curriculum, _last_raise(stream)
@@ -84,6 +87,7 @@ def no_raise(stream: Stream, facts: Facts) -> Iterator[Finding]:
         )
 
 
+@rule("threshold_in_noise")
 def threshold_in_noise(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """A threshold within one standard error of what it is compared with: noise decides when to raise.
 
@@ -128,6 +132,7 @@ def way_out_of_noise(rule: Rule, error: float) -> str:
     return f"curriculum.threshold={2 * error:.1g} (twice the error; it raises sooner, but not by noise)"
 
 
+@rule()
 def noise_note(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """The noise of the newest losses, for the reader."""
     del facts

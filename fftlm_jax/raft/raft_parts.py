@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from fftlm_jax.checkpoints.saved_run import load_weights
 from fftlm_jax.config.cutoff import freq_bins
+from fftlm_jax.config.limits import nearest
 from fftlm_jax.config.schema import Config
 from fftlm_jax.generation import SamplingConfig
 from fftlm_jax.model import build, init_params
@@ -19,9 +20,9 @@ from fftlm_jax.optim import scale_by_given_learning_rate
 from fftlm_jax.parallel import make_mesh
 from fftlm_jax.raft.cycle_lr import CycleLR, Knobs
 from fftlm_jax.raft.lr_yaml import LONGEST_YAML, from_yaml, number
-from fftlm_jax.raft.tasks import Pools, Task, make_pools, make_task
+from fftlm_jax.raft.tasks import TASKS, Pools, Task, make_pools, make_task
 from fftlm_jax.runtime.errors import ConfigError
-from fftlm_jax.runtime.untrusted import read_bounded
+from fftlm_jax.runtime.untrusted import read_bounded, shown
 from fftlm_jax.training.optimizer import build_optimizer
 
 
@@ -32,6 +33,9 @@ def task_of(config: Config) -> tuple[Task, Pools]:
         ConfigError: for a size that the task does not have, pools that it cannot fill, or texts longer than a window.
     """
     raft = config.raft
+    if raft.task not in TASKS:
+        known = f"must be one of {', '.join(TASKS)}{nearest(raft.task, TASKS)}"
+        raise ConfigError([f"config.raft.task: {known}, not {shown(raft.task)}."])
     try:
         task = make_task(raft.task, raft.size, raft.reversed_answer)
     except ValueError as error:

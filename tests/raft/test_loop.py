@@ -367,6 +367,7 @@ def test_a_run_can_start_from_a_run(straight, tmp_path):
         ("config.raft.lr_yaml: missing.yaml cannot be read", {"raft__lr_yaml": "missing.yaml"}),
         ("config.raft.lr_yaml: learning_rat", {"raft__lr_yaml": "learning_rat: 5e-5"}),
         ("config.raft.size", {"raft__task": "dyck", "raft__size": 7}),
+        ("config.raft.task: must be one of add, .*did you mean 'dyck'", {"raft__task": "dick"}),
         ("config.raft.prompts", {"raft__prompts": 10**6}),
         ("config.model.seq_len: a question and its answer take", {"raft__size": 8}),
     ),

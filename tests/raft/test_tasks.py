@@ -470,7 +470,7 @@ def test_tasks_bear_the_name_they_are_made_by(name):
         (("countdown", 5), "countdown takes numbers from 2 to 4, not 5."),
         (("sort", 5, True), "reversed_answer is for add, not for sort; leave it out."),
         (("add_lon", 5), "There is no task 'add_lon'; did you mean 'add_long'?"),
-        (("chess", 5), "There is no task 'chess'; there are add, add_long, sort, dyck, countdown."),
+        (("chess", 5), "There is no task 'chess'; there are add, add_long, countdown, dyck, sort."),
     ),
 )
 def test_tasks_and_sizes_that_there_are_not_get_one_sentence(arguments, message):

@@ -227,3 +227,6 @@ class Countdown:
         ):
             raise foreign(self.name, prompt)
         return tuple(int(digit) for digit in digits), int(target)
+
+
+TASKS = {"countdown": Countdown}

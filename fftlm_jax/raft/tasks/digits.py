@@ -207,3 +207,6 @@ class Sort:
         if len(prompt) != self.digits + 1 or not prompt.endswith(b">") or not prompt[:-1].isdigit():
             raise foreign(self.name, prompt)
         return prompt[:-1]
+
+
+TASKS = {"add": Add, "add_long": AddLong, "sort": Sort}

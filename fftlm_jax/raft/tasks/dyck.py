@@ -130,3 +130,6 @@ class Dyck:
         if len(prompt) != self.longest_prompt or waiting is None:
             raise foreign(self.name, prompt)
         return waiting
+
+
+TASKS = {"dyck": Dyck}
