@@ -406,7 +406,7 @@ FAULTS = (
     Fault(
         "a changed file of the same size is not noticed",
         "fftlm_jax/checkpoints/saved_step.py",
-        "file.stat().st_size != size or _sha256(file) != digest",
+        "file.stat().st_size != size or file_sha256(file) != digest",
         "file.stat().st_size != size",
         "tests/faults/test_byte_flips.py::test_every_changed_byte_is_found",
     ),
@@ -681,7 +681,7 @@ FAULTS = (
     Fault(
         "a damaged program of the compile cache is loaded",
         "fftlm_jax/runtime/compile_cache.py",
-        'note.is_file() and note.read_text(errors="replace") == _sha256(entry)',
+        'note.is_file() and note.read_text(errors="replace") == file_sha256(entry)',
         "note.is_file()",
         "tests/faults/test_compile_cache.py::test_damaged_entries_are_compiled_again_to_the_same_results",
     ),

@@ -24,7 +24,7 @@ from fftlm_jax.checkpoints.saved_step import (
     MANIFEST,
     first_line,
     is_step_name,
-    manifest_fault,
+    newest_whole,
     read_host,
     read_metric,
     restore_arrays,
@@ -178,18 +178,14 @@ class Checkpoints:
         Raises:
             CheckpointError: if there are steps but none is usable, or the structure differs.
         """
-        steps = step_numbers(self.directory)
+        step, faulty = newest_whole(self.directory)
         self.notes += [f"checkpoints/{name} is no step and was ignored" for name in stray_names(self.directory)]
-        faulty: dict[int, str] = {}
-        for step in reversed(steps):
-            fault = manifest_fault(self.directory / str(step))
-            if fault is None:
-                directory = self.directory / str(step)
-                restored = Restored(restore_arrays(directory, abstract_arrays), read_host(directory), step)
-                self._set_aside(faulty)
-                return restored
-            faulty[step] = fault
-        if len(steps) == 1 and not (self.directory / str(steps[0]) / MANIFEST).exists():
+        if step is not None:
+            directory = self.directory / str(step)
+            restored = Restored(restore_arrays(directory, abstract_arrays), read_host(directory), step)
+            self._set_aside(faulty)
+            return restored
+        if len(faulty) == 1 and not (self.directory / str(next(iter(faulty))) / MANIFEST).exists():
             # Two are kept from the second save on, so a single one without a manifest is a first save cut short.
             self._set_aside(faulty)
         elif faulty:

@@ -17,6 +17,7 @@ from fftlm_jax.checkpoints.saved_step import (
     declared_arrays,
     is_step_name,
     manifest_fault,
+    newest_whole,
     read_arrays,
     read_host,
     read_metric,
@@ -138,13 +139,15 @@ def checkpoint_step(checkpoint: str) -> Path:
     path = Path(checkpoint).resolve()
     is_step = is_step_name(path.name) and path.parent.name == "checkpoints"
     require_contained(path.parent.parent if is_step else path)
-    steps = [path] if is_step else [path / "checkpoints" / str(s) for s in step_numbers(path / "checkpoints")]
-    faults = {step: manifest_fault(step) for step in reversed(steps)}
-    good = [step for step, fault in faults.items() if fault is None]
-    if not good:
-        why = "; ".join(f"step {step.name}: {fault}" for step, fault in faults.items()) or "it holds no checkpoints"
+    if is_step:
+        fault = manifest_fault(path)
+        step, faults = (path.name, {}) if fault is None else (None, {path.name: fault})
+    else:
+        step, faults = newest_whole(path / "checkpoints")
+    if step is None:
+        why = "; ".join(f"step {number}: {fault}" for number, fault in faults.items()) or "it holds no checkpoints"
         raise CheckpointError(f"init.checkpoint: {checkpoint} cannot be used: {why}. Name a run directory.")
-    return good[0]
+    return path if is_step else path / "checkpoints" / str(step)
 
 
 def source_config(checkpoint: str) -> dict[str, Any]:

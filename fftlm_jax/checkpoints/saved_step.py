@@ -18,6 +18,7 @@ from fftlm_jax.checkpoints.run_directory import sync_folder, write_json
 from fftlm_jax.model.parameters import by_name, misfits
 from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.untrusted import (
+    file_sha256,
     is_inner_name,
     parse_json,
     read_bounded,
@@ -82,7 +83,7 @@ def manifest_fault(directory: Path) -> str | None:
             return f"{shown(name)} is missing"
         file = directory / name
         try:
-            if file.stat().st_size != size or _sha256(file) != digest:
+            if file.stat().st_size != size or file_sha256(file) != digest:
                 return f"{shown(name)} does not match its manifest"
         except OSError as error:
             return f"{shown(name)} cannot be read ({error.strerror})"
@@ -98,9 +99,15 @@ def _synced(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def newest_whole(checkpoints: Path) -> tuple[int | None, dict[int, str]]:
+    """The newest step that matches its manifest, or None, and what is wrong with those after it, newest first."""
+    faults: dict[int, str] = {}
+    for step in reversed(step_numbers(checkpoints)):
+        fault = manifest_fault(checkpoints / str(step))
+        if fault is None:
+            return step, faults
+        faults[step] = fault
+    return None, faults
 
 
 DOOMED = ".deleting"  # In the name of an old step that is being deleted.

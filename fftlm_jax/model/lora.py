@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.optim.leaves import path_string
 
 Adapters = dict[str, dict[str, jax.Array]]
 
@@ -95,7 +96,7 @@ def unmerge(params: Params, adapters: Adapters, lora: LoRA) -> Params:
 
 def _add(params: Params, adapters: Adapters, lora: LoRA, scale: float, dropout_key: jax.Array | None) -> Params:
     def add(path: tuple, leaf: jax.Array) -> jax.Array:
-        name = _name(path)
+        name = path_string(path)
         if name not in adapters:
             return leaf
         a, b = adapters[name]["a"], adapters[name]["b"]
@@ -109,8 +110,4 @@ def _add(params: Params, adapters: Adapters, lora: LoRA, scale: float, dropout_k
 
 
 def _leaves(params: Params) -> list[tuple[str, jax.Array]]:
-    return [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return [(path_string(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]

@@ -19,6 +19,7 @@ from fftlm_jax.config.schema import Config, RaftConfig
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.lora import Adapters, LoRA, init_adapters, merge
 from fftlm_jax.model.parameters import by_name, misfits
+from fftlm_jax.optim.leaves import path_string
 from fftlm_jax.raft.journal import PLAN, Journal
 from fftlm_jax.raft.raft_parts import first_weights
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError
@@ -154,7 +155,7 @@ class CycleWeights:
             raise CheckpointError(f"{self.journal.root}: its weights do not fit this model: {'; '.join(faults)}.")
 
         def leaf_of(path: tuple, leaf: Any) -> jax.Array:
-            return jnp.asarray(arrays[jax.tree_util.keystr(path, simple=True, separator="/")], leaf.dtype)
+            return jnp.asarray(arrays[path_string(path)], leaf.dtype)
 
         return jax.tree_util.tree_map_with_path(leaf_of, self.abstract)
 

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from fftlm_jax.runtime.untrusted import file_sha256
+
 OFF, AUTO = "", "auto"
 _LARGEST_BYTES = 2**28  # Beyond this the oldest entries go: all are read when a process starts.
 _SHORTEST_SECONDS = 0.5  # Compilations that take less are not worth a file.
@@ -70,7 +72,7 @@ def seal(folder: Path) -> None:
         note = _seal_of(entry)
         try:
             if not note.exists():
-                note.write_text(_sha256(entry))
+                note.write_text(file_sha256(entry))
         except OSError:
             continue  # Another process deleted it, or the disk is full: it will be compiled again.
 
@@ -81,7 +83,7 @@ def sweep(folder: Path) -> int:
     removed, kept = 0, 0
     for entry in sorted(_entries(folder), key=lambda e: e.stat().st_mtime_ns, reverse=True):
         note = _seal_of(entry)
-        is_whole = note.is_file() and note.read_text(errors="replace") == _sha256(entry)
+        is_whole = note.is_file() and note.read_text(errors="replace") == file_sha256(entry)
         kept += entry.stat().st_size
         if not is_whole or kept > _LARGEST_BYTES:
             entry.unlink(missing_ok=True)
@@ -96,10 +98,6 @@ def _entries(folder: Path) -> list[Path]:
 
 def _seal_of(entry: Path) -> Path:
     return entry.with_name(f"{entry.name}.sha256")
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _require_private(folder: Path) -> None:

@@ -9,6 +9,7 @@ A run directory may come from a stranger. What is in it can be wrong in any way,
 drive a terminal, or end in a traceback.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -107,6 +108,16 @@ def printable(text: str) -> str:
     direction of writing, and halves of surrogate pairs.
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def shown(value: Any) -> str:
