@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fftlm_jax.checkpoints import save_restore
+from fftlm_jax.checkpoints import saved_step
 from fftlm_jax.checkpoints.save_restore import Checkpoints
 from fftlm_jax.checkpoints.saved_step import MANIFEST, manifest_fault
 
@@ -96,6 +96,6 @@ def test_without_the_manifest_wrong_weights_would_come_back(tmp_path, monkeypatc
     content[content.index(raw)] ^= 4
     file.write_bytes(content)
     assert "does not match its manifest" in manifest_fault(tmp_path / "checkpoints" / "2")
-    monkeypatch.setattr(save_restore, "manifest_fault", lambda directory: None)
+    monkeypatch.setattr(saved_step, "manifest_fault", lambda directory: None)
     restored = Checkpoints(tmp_path / "checkpoints").restore(jax.eval_shape(lambda: numbers))
     assert (np.asarray(restored.arrays["a"]) != np.asarray(numbers["a"])).sum() == 1
