@@ -210,11 +210,11 @@ def get_config() -> ConfigDict:
 
 
 def _raft() -> ConfigDict:
-    """Of task "raft": supervised fine-tuning on a few labelled answers, then cycles of sample, verify, keep, fine-tune.
+    """The keys of task "raft": supervised fine-tuning on a few labelled answers, then cycles of sampling and training.
 
-    Of the rest it uses seed, model, optim, init, resume, train.skip_nonfinite and mesh.data; checkpoint.every (steps
-    between snapshots of a training) and keep_last; and, started from a language model, data and eval for the text whose
-    forgetting it measures.
+    Of the other sections the task uses seed, model, optim, init, resume, train.skip_nonfinite and mesh.data;
+    checkpoint.every (steps between snapshots of a training) and keep_last; and, started from a language model, data and
+    eval for the text whose forgetting it measures.
     """
     raft = ConfigDict()
     # The task: add 12+07=019, add_long (1 to size digits), sort 31524>12345, dyck (brackets) or countdown.

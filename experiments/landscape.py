@@ -185,6 +185,6 @@ def gradient_cosines(
 
 
 def cosines_of(rows: np.ndarray) -> list[float]:
-    """Of each row with the next."""
+    """The cosine of each row with the next one."""
     lengths = np.linalg.norm(rows, axis=1)
     return ((rows[1:] * rows[:-1]).sum(axis=1) / (lengths[1:] * lengths[:-1])).tolist()

@@ -137,7 +137,7 @@ def _change(row: Summary, is_ratio: bool) -> str:
 
 
 def _verdict(row: Summary, claim: int) -> str:
-    """Of the highest cutoff against the lowest."""
+    """The sentence that compares the highest cutoff with the lowest."""
     if not claim:
         return ""
     if row.interval is None or row.interval[0] <= 0 <= row.interval[1]:

@@ -38,7 +38,7 @@ METHODS: dict[str, Convolution] = {"torch.fft": convolve_fft, "conv1d": convolve
 
 
 def convolution_sides(u: jax.Array, kernel: jax.Array, dy: jax.Array) -> dict[str, tuple[Callable, Callable]]:
-    """By method, calls for forward and for forward and backward of one convolution, checked to give our values.
+    """Calls by method: one convolution forward, and forward and backward, checked to give our values.
 
     They are spared the transposes that ours do: their operands lie as PyTorch likes them, channel-major.
 

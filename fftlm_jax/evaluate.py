@@ -1,4 +1,4 @@
-"""Command line: `python -m fftlm_jax.evaluate RUN`."""
+"""Command line: `python -m fftlm_jax.evaluate RUN`, an older name of `fftlm evaluate`; of the room `evaluation/`."""
 
 import sys
 

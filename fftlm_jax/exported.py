@@ -1,4 +1,4 @@
-"""The name that READMEs of models exported by version 0.1 import; new code imports `fftlm_jax.export`."""
+"""An older name of `fftlm_jax.export`, which READMEs of exported models import; of the room `export/`."""
 
 from fftlm_jax.export import load_exported, next_byte_logits
 

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,6 +93,20 @@ class RunDirectory:
         self.root.rename(target)
         self.release()
         return target
+
+    @contextlib.contextmanager
+    def taken(self, overwrite: bool) -> Iterator[Path | None]:
+        """Context manager: the folder is this process's; yields where an old run was moved, if `overwrite` moved one.
+
+        Raises:
+            RunError: see `move_aside` and `acquire`.
+        """
+        moved_to = self.move_aside() if overwrite else None
+        self.acquire()
+        try:
+            yield moved_to
+        finally:
+            self.release()
 
     def acquire(self) -> None:
         """Creates the folder, proves it writable and takes its lock, which the system frees when the process ends.

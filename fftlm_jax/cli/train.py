@@ -26,14 +26,11 @@ def run_as_program(argv: list[str] | None = None) -> int:
     """Parses a command line, of this process by default, and trains; returns the exit code."""
     if argv is not None:
         sys.argv = argv  # Where ml_collections looks for overrides.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(
-            0, os.getcwd()
-        )  # Config files import each other from here; an installed script has no such entry.
+    process.import_from_here()  # Config files import each other.
     process.keep_freed_blocks(os.environ)
     process.set_cpu_defaults(os.environ)
     try:
-        app.run(main, flags_parser=parse_flags)
+        app.run(main, flags_parser=parse_flags)  # Always ends by SystemExit.
     except KeyboardInterrupt:
         return 130
     except SystemExit as ended:
@@ -41,7 +38,6 @@ def run_as_program(argv: list[str] | None = None) -> int:
             print(ended.code, file=sys.stderr)
             return 1
         return ended.code or 0
-    return 0
 
 
 def main(arguments: list[str]) -> int:

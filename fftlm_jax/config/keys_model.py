@@ -27,8 +27,9 @@ _MOST = 2**31 - 1  # Of what is counted in int32 on the device.
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    on_resume: ClassVar[str] = FIXED
+    """The architecture of the model."""
 
+    on_resume: ClassVar[str] = FIXED
     seq_len: int = key(1024, "Bytes of a training window (T).", between(2, 2**20))
     kernel_len: int = key(128, "Taps of a convolution kernel (K).", between(1, 2**20))
     d_model: int = key(512, "Width of the residual stream (D).", between(1, 2**16))
@@ -84,6 +85,8 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
+    """What is learned: the loss, and which weights are trained by it."""
+
     name: str = key(
         "chunk",
         "What is learned: next_byte, chunk (C bytes at each boundary), or chunk_head (that on a trained model).",
@@ -120,6 +123,8 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
+    """When the cutoff is raised, along which ladder, and how it acts on kernels."""
+
     rule: str = key(
         "plateau",
         "When the cutoff is raised: plateau, schedule (by epoch), or none (full band from the start).",
@@ -161,6 +166,8 @@ class CurriculumConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LRConfig:
+    """The learning rate: its course, and its answer to a raise."""
+
     base: float = key(0.0002, "Peak learning rate.", above(0))
     schedule: str = key(
         "sawtooth",
@@ -191,6 +198,8 @@ class LRConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+    """The optimizer."""
+
     name: str = key(
         "adamw",
         "The optimizer: adamw, or muon (Muon for the matrices of the blocks, AdamW for everything else).",

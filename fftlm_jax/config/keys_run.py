@@ -11,6 +11,8 @@ _MOST = 2**31 - 1  # Of what is counted in int32 on the device.
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
+    """The batch, and how long training lasts."""
+
     batch_size: int = key(4, "Windows per micro-batch.", between(1, 2**24))
     accum_steps: int = key(8, "Micro-batches per optimizer step.", between(1, 2**20))
     batch_stages: tuple = key((1,), "Multiples of accum_steps, in as many equal stages of training.")
@@ -31,8 +33,9 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    on_resume: ClassVar[str] = FREE
+    """Evaluation on held-out text."""
 
+    on_resume: ClassVar[str] = FREE
     every: int = key(1000, "Steps between evaluations; the last step is always evaluated.", between(1, _MOST))
     before_raise: bool = key(
         True, "Whether to evaluate just before every raise too, so that each cutoff's last state is on record."
@@ -48,8 +51,9 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    on_resume: ClassVar[str] = FREE
+    """When checkpoints are saved, and which are kept."""
 
+    on_resume: ClassVar[str] = FREE
     every: int = key(500, "Steps between checkpoints; the last step is always saved.", between(1, _MOST))
     keep_last: int = key(2, "Newest checkpoints kept, at least 2: the newest may be cut short.", between(2, _MOST))
     keep_best: int = key(
@@ -60,8 +64,9 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    on_resume: ClassVar[str] = FREE
+    """What a model writes at each evaluation."""
 
+    on_resume: ClassVar[str] = FREE
     prompt: str = key("def ", "Text that the samples in samples.txt continue.")
     bytes: int = key(128, "Length of the sample written at each evaluation; 0 for none.", between(0, 2**24))
     mode: str = key(
@@ -85,8 +90,9 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    on_resume: ClassVar[str] = FREE
+    """The corpus."""
 
+    on_resume: ClassVar[str] = FREE
     source: str = key(
         "python_stdlib",
         "The corpus: python_stdlib (this Python's standard library) or files (path).",
@@ -104,8 +110,9 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    on_resume: ClassVar[str] = FIXED
+    """Weights to start from."""
 
+    on_resume: ClassVar[str] = FIXED
     checkpoint: str = key("", "Run directory (or checkpoints/<step> in it) whose weights to start from.")
     epoch: int = key(
         0,
@@ -116,8 +123,9 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResumeConfig:
-    on_resume: ClassVar[str] = FREE
+    """What is done with a run that is there already."""
 
+    on_resume: ClassVar[str] = FREE
     mode: str = key(
         "auto",
         "auto: resume what is there; never: refuse a non-empty folder; must: refuse an empty one.",
@@ -128,8 +136,9 @@ class ResumeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    on_resume: ClassVar[str] = FREE
+    """The devices of a run."""
 
+    on_resume: ClassVar[str] = FREE
     data: int = key(
         -1,
         "Devices along the batch; -1 for all that mesh.fsdp leaves.",
@@ -145,8 +154,9 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedConfig:
-    on_resume: ClassVar[str] = FREE
+    """The processes of a run."""
 
+    on_resume: ClassVar[str] = FREE
     coordinator: str = key(
         "",
         'host:port of process 0; "auto" where jax finds it (Slurm, TPU pods); "" for one process.',
@@ -161,14 +171,17 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    on_resume: ClassVar[str] = FREE
+    """The window that the profiler traces."""
 
+    on_resume: ClassVar[str] = FREE
     start: int = key(10, "First step of the profiler window (trace under <workdir>/profile).", between(0, _MOST))
     steps: int = key(0, "Length of the profiler window in steps; 0 for none.", between(0, _MOST))
 
 
 @dataclasses.dataclass(frozen=True)
 class RaftConfig:
+    """Reward-ranked fine-tuning: task, cycles, adapters, selection, learning rates."""
+
     task: str = key(
         "add",
         "The task: add 12+07=019, add_long (1 to size digits), sort 31524>12345, dyck (brackets) or countdown.",

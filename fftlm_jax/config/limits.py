@@ -117,7 +117,7 @@ def require_room(where: str, needed: int, held: int) -> None:
 
 
 def model_size(config: Any) -> Iterator[str]:
-    """Of the section `model`."""
+    """Yields what is wrong where a model is too large; needs the section `model`."""
     count = parameter_count(config.model)
     if count > LARGEST_MODEL:
         yield (
@@ -127,7 +127,7 @@ def model_size(config: Any) -> Iterator[str]:
 
 
 def batch_size(config: Any) -> Iterator[str]:
-    """Of the sections `model`, `train` and `eval`."""
+    """Yields what is wrong where a micro-batch is too large; needs the sections `model`, `train` and `eval`."""
     for section in ("train", "eval"):
         windows = getattr(config, section).batch_size
         if windows * config.model.seq_len > _LARGEST_BATCH:
@@ -140,7 +140,7 @@ def batch_size(config: Any) -> Iterator[str]:
 
 
 def steps(config: Any) -> Iterator[str]:
-    """Of the section `train`."""
+    """Yields what is wrong where there are too many steps; needs the section `train`."""
     train = config.train
     if train.steps_per_epoch * train.epochs > _MOST_STEPS:
         yield (

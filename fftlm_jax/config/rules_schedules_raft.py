@@ -10,6 +10,7 @@ from fftlm_jax.runtime.untrusted import shown
 
 
 def ladder_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong with the ladder of cutoffs and the first of them, where a rule climbs it."""
     c, seq_len = config.curriculum, config.model.seq_len
     if rule_in_force(c, config.objective) == "none":
         return  # Nobody climbs it, so it need not fit the window.
@@ -36,6 +37,7 @@ def ladder_faults(config: Config) -> Iterator[str]:
 
 
 def curriculum_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong with the plateau rule, its test and the schedule."""
     c, seq_len = config.curriculum, config.model.seq_len
     if not -1.0 < c.threshold < 1.0:
         yield f"config.curriculum.threshold: a relative improvement lies in (-1, 1), not {c.threshold}."
@@ -59,6 +61,7 @@ def curriculum_faults(config: Config) -> Iterator[str]:
 
 
 def stage_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong with the stages of the sawtooth, and whether they last as long as training does."""
     stages, epochs = config.lr.stages, config.train.epochs
     if config.lr.schedule != "sawtooth":
         return
@@ -90,6 +93,7 @@ def stage_faults(config: Config) -> Iterator[str]:
 
 
 def batch_stage_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong with the stages of growing batches."""
     stages, steps = config.train.batch_stages, config.train.steps_per_epoch * config.train.epochs
     whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in stages)
     if not stages or not whole:
@@ -104,6 +108,7 @@ def batch_stage_faults(config: Config) -> Iterator[str]:
 
 
 def cooldown_faults(config: Config) -> Iterator[str]:
+    """Yields what is wrong with the cooldown, which answers no raise."""
     lr = config.lr
     bad = [v for v in lr.multipliers if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < 1e6]
     if bad or not lr.multipliers:

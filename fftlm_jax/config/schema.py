@@ -1,8 +1,8 @@
 """The config of a run: every key with its type, default, meaning, range, and what a resumed run may do with it.
 
-Each stands once, in the section's file: `keys_model.py` or `keys_run.py`. `configs/aligned.py` lists all
-of them for people, which a test holds equal. Rules between keys are in `rules.py`. Frozen and hashable throughout, so
-that configs are static arguments of compiled functions; `ModelConfig()` has the defaults.
+Each stands once, in its section in `keys_model.py` or `keys_run.py`. `configs/aligned.py` lists them all for people; a
+test holds that list equal. Rules between keys are in `rules.py`. Configs are frozen and hashable, so that they can be
+static arguments of compiled functions; `ModelConfig()` has the defaults.
 
 Plain dataclasses and not pydantic: a config is read before jax is imported, so that a mistyped key is answered at once,
 and importing pydantic would add 0.2 s to the 0.3 s that this takes; nearest names, all rules between keys and what a
@@ -66,6 +66,7 @@ class Config:
 
     @property
     def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
         return self.train.steps_per_epoch * self.train.epochs
 
 
@@ -84,12 +85,12 @@ def keys(cls: type = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
 
 
 def with_later_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config with the keys that came after it, at their defaults."""
+    """A saved config with the keys of its sections that came after it, at their defaults."""
     filled = dict(saved)
     for name, field in keys().items():
         section, _, own = name.rpartition(".")
-        if field.metadata["is_later"] and isinstance(values := filled.get(section) if section else filled, Mapping):
-            filled |= {own: field.default, **filled} if not section else {section: {own: field.default, **values}}
+        if field.metadata["is_later"] and isinstance(filled.get(section), Mapping):
+            filled[section] = {own: field.default, **filled[section]}
     return filled
 
 

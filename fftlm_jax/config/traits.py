@@ -106,8 +106,7 @@ class OptimizerTraits:
 
     Attributes:
         keys: those of section `optim` that it alone looks at; they must be neutral under another one.
-        needs_matrices: whether it has nothing to do where no matrix of a block is trained: under a frozen backbone, or
-            where adapters are.
+        needs_matrices: whether it has nothing to do where no matrix of a block is trained: under a frozen backbone.
         depends_on_length: whether its update depends on how many steps there will be.
     """
 

@@ -43,7 +43,7 @@ def starting_cutoff(
     coefficients_in_use: int = 0,
     kernel_len: int = 0,
 ) -> int:
-    """Where a run starts, never below what its weights already use ("never regress").
+    """The cutoff that a run starts at, never below what its weights already use ("never regress").
 
     Args:
         initial: the config's initial cutoff, in bins.

@@ -50,7 +50,7 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Of a run's config. Cutoffs in bins; lengths in steps."""
+    """Facts of a run's config that rules need besides the records. Cutoffs in bins; lengths in steps."""
 
     curriculum: Rule
     initial_cutoff: int
@@ -188,7 +188,7 @@ class Stretch(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it is, in words."""
+        """The place of the stretch in its run, in words."""
         if self.raised is None:
             return f"from step {self.begin} on"
         return f"after the raise {self.raised.old} -> {self.raised.new} at step {self.begin}"

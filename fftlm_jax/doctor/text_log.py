@@ -57,6 +57,7 @@ class _Reader:
         self._step = 0  # Updates done at the last line.
 
     def read(self, line: str) -> None:
+        """Takes in one line; passes over what it does not know."""
         if found := _STEP.search(line):
             self._read_step(*found.groups())
         elif found := _AVERAGE.search(line):

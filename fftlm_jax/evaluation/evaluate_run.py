@@ -10,8 +10,11 @@ the same of real text. Writes the numbers and a picture into the run directory (
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from fftlm_jax.checkpoints import saved_run
 from fftlm_jax.checkpoints.saved_run import SavedRun
@@ -38,8 +41,12 @@ def tally_of(saved: SavedRun, text: ByteSequence) -> Tally:
     """
     model, graph = saved.config.model, build(saved.config.model)[0]
     evaluate = make_evaluate(saved.config, graph, saved.low_pass)
-    batches = evaluation_batches(text, model.seq_len, model.chunk, saved.config.eval.batch_size)
-    return evaluate(saved.params, batches)
+    size = saved.config.eval.batch_size
+    batches = evaluation_batches(text, model.seq_len, model.chunk, size)
+    total = math.ceil((len(text) - 1) / (model.seq_len * size))
+    # On terminals, where it takes a while.
+    bar = tqdm(batches, "scoring", total, unit="batch", leave=False, delay=3, disable=None)
+    return evaluate(saved.params, bar)
 
 
 def _parser() -> CommandParser:

@@ -195,7 +195,7 @@ def _in_a_copy(shared: _Shared, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _look_up(increasing: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each value stands in an increasing array, and whether it does (where not, the index means nothing)."""
+    """Finds each value in an increasing array: its index, and whether it is there (else the index means nothing)."""
     index = np.searchsorted(increasing, values)
     if not increasing.size:
         return index, np.zeros(values.shape, bool)

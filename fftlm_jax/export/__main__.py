@@ -1,4 +1,4 @@
-"""Command line: `python -m fftlm_jax.export`."""
+"""Command line: `python -m fftlm_jax.export`, an older name of `fftlm export`."""
 
 import sys
 

@@ -8,7 +8,7 @@ _MODEL = """\
 # A byte-level language model
 
 {weights} of training step {step}, exported by fftlm_jax {version}: {parameters:,} parameters, {layers} layers of causal
-{mixer}, width {width}, trained on windows of {window} bytes. It reads bytes and predicts the one after each{chunk}.
+{mixer}, width {width}, trained on windows of {window} bytes. It reads bytes and predicts the one after each.{chunk}
 
 In this folder, with fftlm_jax and its extra `export` installed:
 
@@ -32,8 +32,9 @@ Weights and config are data: nothing is executed on loading. A model can repeat 
 
 _PROGRAM = """
 `{program}` is the same forward pass as a program of its own, for {platforms}: it needs jax, flatbuffers and
-safetensors, but not fftlm_jax. It takes any number of windows of {window} bytes;
-{shorter}. A program is code: run it only if you trust where it came from.
+safetensors, but not fftlm_jax. It takes any number of windows of {window} bytes.
+{shorter}.
+A program is code: run it only if you trust where it came from.
 
 ```python
 from pathlib import Path
@@ -54,11 +55,11 @@ print("next byte:", bytes([int(logits[0, len(text) - 1].argmax())]))
 def readme(config: ExportedConfig, parameters: int, with_program: bool) -> str:
     """The text that goes with a model of so many parameters."""
     model = config.model
-    text, shorter = 'text = b"def main("', "fill up the end of a shorter text, since no position sees what follows it"
+    text, shorter = 'text = b"def main("', "Fill up the end of a shorter text; no position sees what follows it"
     if config.low_pass.method == "signal" and not config.low_pass.is_full:
         text = f'text = b"def main(".rjust({model.seq_len}, b"\\n")  # The filter takes whole windows and sees ahead,'
         text += "\n# so that only the last position counts."
-        shorter = "fill up the beginning of a shorter text, since only the last position counts"
+        shorter = "Fill up the beginning of a shorter text, since only the last position counts"
     template = _MODEL + _PROGRAM if with_program else _MODEL
     return template.format(
         weights={"raw": "Weights", "average": "The running average of the weights"}[config.weights],
@@ -69,7 +70,7 @@ def readme(config: ExportedConfig, parameters: int, with_program: bool) -> str:
         mixer=MIXERS[model.mixer].words,
         width=model.d_model,
         window=model.seq_len,
-        chunk=f";\nits head also holds slices for the {model.chunk - 1} bytes after that" if model.chunk > 1 else "",
+        chunk=f"\nIts head also has slices for the {model.chunk - 1} bytes after that." if model.chunk > 1 else "",
         text=text,
         shorter=shorter,
         program=PROGRAM,

@@ -1,4 +1,4 @@
-"""Command line: `python -m fftlm_jax.generation`."""
+"""Command line: `python -m fftlm_jax.generation`, an older name of `fftlm generate`."""
 
 import sys
 

@@ -40,6 +40,7 @@ class LoRA:
 
     @property
     def scale(self) -> float:
+        """The factor on the product of both halves of an adapter."""
         return self.alpha / self.rank
 
 

@@ -152,7 +152,7 @@ class Stream:
 
 
 def _cut(window: jax.Array, count_B: jax.Array, block: int) -> jax.Array:
-    """Of each row of a window [B, ..., W + S] the W steps of time that end with the `count_B`-th new one."""
+    """Cuts out of each row of a window [B, ..., W + S] the W steps of time that end with the `count_B`-th new one."""
     length = window.shape[-1] - block
     return jax.vmap(lambda row, n: jax.lax.dynamic_slice_in_dim(row, n, length, axis=-1))(window, count_B)
 

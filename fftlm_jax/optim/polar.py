@@ -231,7 +231,7 @@ def _precondition(x: jax.Array, kind: str, safety: float) -> tuple[jax.Array, ja
 
 
 def _polar_svd(x: jax.Array) -> jax.Array:
-    """By singular values. Those lost in rounding stay 0: else a masked column would come alive."""
+    """The polar factor by singular values. Those lost in rounding stay 0: else a masked column would come alive."""
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
     tolerance = max(x.shape[-2:]) * jnp.finfo(x.dtype).eps * s[..., :1]
     return (u * (s > tolerance)[..., None, :].astype(x.dtype)) @ vh

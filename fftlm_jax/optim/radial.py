@@ -20,7 +20,7 @@ NORMALIZATIONS = ("none", "frobenius", "second_moment")
 
 
 class RadialStats(NamedTuple):
-    """Of every matrix in a leaf: each field has the leaf's batch shape, in float32 or wider.
+    """Numbers of every matrix in a leaf: each field has the leaf's batch shape, in float32 or wider.
 
     `ratio` grows as the weight shrinks, whatever the gradient does (it is 1 to 10 for small weights at the start of
     training); `cosine` is the alignment itself. Both are negative where descent would make the weight grow.
@@ -186,7 +186,7 @@ class AdaptiveAlpha:
 
 
 class AdaptiveAlphaState(NamedTuple):
-    """Of every matrix in a leaf: each field has the leaf's batch shape."""
+    """Running means of every matrix in a leaf: each field has the leaf's batch shape."""
 
     seen: jax.Array  # int32: updates in which the weight was not zero.
     mean: jax.Array  # float32: exponential mean of the statistic, without bias correction.

@@ -32,7 +32,7 @@ def rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def on_stack(mesh: Mesh | None) -> NamedSharding | None:
-    """Of stacks of matrices (stack, in, out): whole matrices, dealt to all devices."""
+    """The sharding of stacks of matrices (stack, in, out): whole matrices, dealt to all devices."""
     return None if mesh is None else rows(mesh)
 
 
@@ -79,7 +79,7 @@ def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], fsdp: int, min
 
 
 def constrain(tree: Any, shardings: Any) -> Any:
-    """In a traced program: the tree, laid out so."""
+    """Lays a tree out on the devices, in a traced program."""
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 

@@ -142,12 +142,12 @@ class RaftRecorder:
 def _words(result: CycleResult, cycles: int) -> str:
     samples, train = result.samples, result.train
     if samples is None:
-        return f"start: {_rate(result)}"
+        return f"after supervised fine-tuning: {_rate(result)}"
     parts = [f"cycle {result.cycle}/{cycles}:"]
     if result.parent != result.cycle - 1:
         parts.append(f"from the weights of cycle {result.parent},")
     parts.append(f"{samples.rate:.1%} of {samples.samples:,} samples right,")
-    parts.append(f"kept {samples.kept:,} of {samples.coverage:.0%} of prompts,")
+    parts.append(f"kept {samples.kept:,} from {samples.coverage:.0%} of the prompts,")
     if train is None:
         parts.append("nothing to train on;")
     else:

@@ -178,7 +178,7 @@ def largest_spike(losses: Sequence[float]) -> Spike | None:
 
 
 def smallest_swing(losses: Sequence[float]) -> tuple[int, float] | None:
-    """Where the loss goes up and down in turn for 6 steps or more, with large swings.
+    """The smallest swing of a loss that goes up and down in turn for 6 steps or more, with large swings.
 
     Returns:
         The first step of the 6, counted from 1, and the least of their changes as a fraction of their median loss; None

@@ -32,7 +32,7 @@ _POOL_KEYS = ("task", "size", "reversed_answer", "sft_examples", "prompts", "hel
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Of the first weights."""
+    """Facts of the first weights."""
 
     weights: str  # SHA-256.
     cutoff: int  # In bins, that they are used with.

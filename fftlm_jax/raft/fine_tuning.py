@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 class FineTuneMetrics(NamedTuple):
-    """Of one step: the loss in nats per byte that counts, before the update; norms before clipping."""
+    """Numbers of one step: the loss in nats per byte that counts, before the update; norms before clipping."""
 
     loss: jax.Array
     grad_norm: jax.Array

@@ -75,22 +75,20 @@ class RaftRun:
         interrupts: Interrupts,
         stack: ExitStack,
     ) -> None:
-        begun = directory.read_config() if directory.has_config and not overwrite else None
-        config = self.config = raft_parts.with_yaml_text(config_of(values, begun))
+        saved_config = directory.read_config() if directory.has_config and not overwrite else None
+        config = self.config = raft_parts.with_yaml_text(config_of(values, saved_config))
         self.directory, self.stack = directory, stack
         if not overwrite:
             directory.require_usable(config.resume.mode)
-            if begun is not None:
-                refuse_changes(begun, config)
+            if saved_config is not None:
+                refuse_changes(saved_config, config)
         self.task, self.pools = raft_parts.task_of(config)
         self.schedule = raft_parts.schedule_of(config)
         self.knobs = raft_parts.knobs_of(config, self.schedule)
         self.lora, self.journal, self.interrupts = raft_parts.lora_of(config), Journal(directory.root), interrupts
         self.origin = origin_of(config, None if overwrite else self.journal)
         self.general, self.mesh = GeneralText(config, self.origin), raft_parts.mesh_of(config)
-        self.moved_to = directory.move_aside() if overwrite else None
-        directory.acquire()
-        stack.callback(directory.release)
+        self.moved_to = stack.enter_context(directory.taken(overwrite))
         self.finished = self.journal.finished()
 
     def run(self) -> dict[str, Any]:

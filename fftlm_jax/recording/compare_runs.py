@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from fftlm_jax.recording.curves import use_log_scale
 from fftlm_jax.recording.history import Record
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime.errors import SaveError, UsageError
@@ -62,9 +63,7 @@ def series_of_records(records: Sequence[Record]) -> Series:
     series = {name: _points(train, name) for name in ("loss", "lr", "cutoff", "grad_norm")}
     series["bpb"] = _points([r for r in records if r["kind"] == "eval"], "bpb")
     radial = [r for r in records if r["kind"] == "radial" and "rho" in r]
-    series["rho"] = [
-        (r["step"], _mean_abs([x for row in r["rho"].values() for x in row])) for r in radial if "rho" in r
-    ]
+    series["rho"] = [(r["step"], _mean_abs([x for row in r["rho"].values() for x in row])) for r in radial]
     return series
 
 
@@ -102,7 +101,7 @@ def draw(runs: Mapping[str, Series], file: Path) -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
         if name in _LOGARITHMIC:
-            axis.set_yscale("log")
+            use_log_scale(axis)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}

@@ -35,6 +35,15 @@ def replace_figure(figure: Figure, file: Path) -> None:
         temporary.unlink(missing_ok=True)  # Of a full disk.
 
 
+def use_log_scale(axis: Axes) -> None:
+    """Gives what is drawn a logarithmic vertical axis with plain numbers: 0.5, 1, 2, or decades where it spans many."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
 def thinned(x: np.ndarray, y: np.ndarray, most: int = _MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
     """At most about `most` points of a line, [n]: of every stretch its lowest and its highest, in order.
 
@@ -69,10 +78,7 @@ def draw_curves(history: History, file: Path, title: str) -> None:
     axes[2].set_ylim(bottom=0)
     axes[3].plot(*thinned(train["step"], train["grad_norm"]), color=_TRAIN, linewidth=0.6)
     axes[3].set_ylabel("gradient norm\n(before clipping)")
-    axes[3].set_yscale("log")
-    axes[3].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes[3].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes[3].yaxis.set_minor_locator(NullLocator())
+    use_log_scale(axes[3])
     if history.rho:
         _draw_rho(axes[4], history)
     axes[-1].set_xlabel("step")
@@ -131,7 +137,7 @@ def _draw_rho(axis: Axes, history: History) -> None:
     for group, points in history.rho.items():
         axis.plot(*thinned(points["step"], points["abs_rho"]), ".-", ms=3, label=group)
     axis.set_ylabel("mean |rho|")
-    axis.set_yscale("log")
+    use_log_scale(axis)
     axis.legend()
 
 

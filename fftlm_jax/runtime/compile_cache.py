@@ -59,7 +59,7 @@ def use(setting: str, environment: Mapping[str, str]) -> None:
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:
-    """Where `auto` keeps programs of this jax, this kind of processor and this platform."""
+    """The folder in which `auto` keeps programs of this jax, this kind of processor and this platform."""
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     versions = "-".join(f"{name}{importlib.metadata.version(name)}" for name in ("jax", "jaxlib"))
     kind = environment.get("JAX_PLATFORMS") or "default"

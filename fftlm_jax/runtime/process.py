@@ -44,8 +44,8 @@ class CommandParser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def _import(self, modules: list[str]) -> None:
-        if modules and os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        if modules:
+            import_from_here()
         for name in modules:
             try:
                 importlib.import_module(name)
@@ -62,6 +62,12 @@ class CommandParser(argparse.ArgumentParser):
             args.workdir = args.workdir or named
             self._import(vars(args).pop("modules"))
         return args
+
+
+def import_from_here() -> None:
+    """Lets modules of the current folder be imported, as `python` does and an installed script does not."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def run_command(action: Callable[[], int | None]) -> int:

@@ -70,7 +70,7 @@ class StepWindows:
         return jax.make_array_from_callback(shape, windows_sharding(self._mesh), own_rows)
 
     def offsets(self, step: int) -> list[int]:
-        """Where in the corpus the windows of a step begin."""
+        """The places in the corpus at which the windows of a step begin."""
         count = self.stages.micro_batches(step) * self._batch_size
         return self._windows.offsets(self._first(step), count).tolist()
 
@@ -85,5 +85,5 @@ def batch_stages(config: Config) -> BatchStages:
 
 
 def windows_sharding(mesh: Mesh | None) -> NamedSharding | None:
-    """Of a step's windows [A, B, W]: every micro-batch is cut over all devices."""
+    """The sharding of a step's windows [A, B, W]: every micro-batch is cut over all devices."""
     return None if mesh is None else rows(mesh, axis=1)

@@ -1,4 +1,4 @@
-"""Command line: `python -m fftlm_jax.training.doctor RUN_OR_LOG`."""
+"""Command line: `python -m fftlm_jax.training.doctor RUN_OR_LOG`, an older name of `fftlm doctor`."""
 
 import sys
 

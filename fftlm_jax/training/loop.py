@@ -62,7 +62,8 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
                 refuse_changes(saved_config, config)
         parts = run_parts.build_run(config, directory)
         wait_for_all("the run directory is looked at")
-        moved_to = _take(directory, overwrite, stack)
+        moved_to = stack.enter_context(directory.taken(overwrite)) if is_first_process() else None
+        wait_for_all("the run directory is ready")
         keep = config.checkpoint
         checkpoints = stack.enter_context(closing(Checkpoints(directory.checkpoints, keep.keep_last, keep.keep_best)))
         restored = checkpoints.restore(run_parts.abstract_state(config, parts.tx, parts.mesh))
@@ -76,17 +77,6 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
         saver = Saver(checkpoints, recorder, keep.retries)
         compiler = stack.enter_context(run_parts.build_compiler(config, parts.graph, parts.tx, parts.mesh))
         return train(parts, state, recorder, saver, compiler, interrupts)
-
-
-def _take(directory: RunDirectory, overwrite: bool, stack: ExitStack) -> Path | None:
-    """Locks the run directory until `stack` closes; returns where an old run was moved, if one was."""
-    moved_to = None
-    if is_first_process():
-        moved_to = directory.move_aside() if overwrite else None
-        directory.acquire()
-        stack.callback(directory.release)
-    wait_for_all("the run directory is ready")
-    return moved_to
 
 
 def _opened_recorder(

@@ -42,7 +42,7 @@ _WATCHED_STEPS = 100  # After a raise: with b2 = 0.95 the first updates are twic
 
 
 class Recorder:
-    """The voice of one run.
+    """Says on the console, logs and draws what happens in one run.
 
     Args:
         config, directory: of the run.

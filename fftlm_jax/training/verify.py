@@ -1,4 +1,4 @@
-"""Command line: `python -m fftlm_jax.training.verify RUN`."""
+"""Command line: `python -m fftlm_jax.training.verify RUN`, an older name of `fftlm verify`."""
 
 import sys
 

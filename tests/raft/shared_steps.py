@@ -18,7 +18,8 @@ def share(monkeypatch: Any) -> None:
 
     def shared_step(self: engine.Engine, trained: str, steps: int) -> Any:
         config = self._config
-        key = (config.model, config.optim, config.seed, self._lora, self._low_pass, trained, steps)
+        key = (config.model, config.optim, config.train.skip_nonfinite, self._mesh)
+        key += (config.seed, self._lora, self._low_pass, trained, steps)
         return _once(("step", *key), lambda: step(self, trained, steps))
 
     def shared_answer_loss(graph: Any, low_pass: Any, batch_size: int) -> Any:

@@ -61,6 +61,19 @@ def test_only_verified_answers_are_kept_and_they_come_from_the_samples(straight)
             assert task.verify(bytes_of(prompt), bytes_of(completion)).ok
 
 
+def test_micro_batches_change_nothing_and_an_average_is_what_a_training_leaves(straight, tmp_path):
+    """Through the config; cycle 0 is supervised fine-tuning."""
+    same, average = tmp_path / "same", tmp_path / "average"
+    run(raft_values(raft__cycles=0, raft__accum_steps=4, train__skip_nonfinite=1), same)
+    run(raft_values(raft__cycles=0, optim__ema_decay=0.99), average)
+    reference, in_parts, averaged = (
+        json.loads((folder / "cycles" / "0000" / "result.json").read_text())["held_out"]["gold_loss"]
+        for folder in (straight[0], same, average)
+    )
+    assert in_parts == pytest.approx(reference, rel=1e-3)
+    assert averaged < 0.9 * reference, "other weights than the last ones: here, at a high rate, better ones"
+
+
 def test_finished_is_finished(straight, capsys):
     workdir, hashes, numbers = straight
     run(raft_values(), workdir)

@@ -30,7 +30,7 @@ _BRACKETS = frozenset(b"()[]")
 
 @functools.cache
 def _ways(depth: int, more: int, balanced: bool) -> int:
-    """In how many ways `more` brackets can follow where `depth` are open; all closed at the end, if `balanced`."""
+    """The number of ways in which `more` brackets can follow where `depth` are open; all closed, if `balanced`."""
     if more == 0:
         return int(depth == 0 or not balanced)
     closing = _ways(depth - 1, more - 1, balanced) if depth else 0
