@@ -398,8 +398,8 @@ FAULTS = (
     ),
     Fault(
         "a checkpoint is restored whatever its manifest says",
-        "fftlm_jax/checkpoints/save_restore.py",
-        "fault = manifest_fault(self.directory / str(step))",
+        "fftlm_jax/checkpoints/saved_step.py",
+        "fault = manifest_fault(checkpoints / str(step))",
         "fault = None",
         "tests/training/test_checkpoint.py::test_every_damaged_file_is_found_and_the_step_before_is_used",
     ),
