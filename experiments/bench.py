@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 
 from fftlm_jax.runtime import process
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 process.keep_freed_blocks(os.environ)
 process.set_cpu_defaults(os.environ)
@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser("python -m experiments.bench", __doc__)
     parser.add_argument("suites", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds, at least 9")
-    parser.add_argument("--workdir", help="of suite decode: a trained run with a chunk head")
-    parser.add_argument("--json", help="also write the rows and the environment to this file")
+    parser.add_argument("--workdir", type=path_option, help="of suite decode: a trained run with a chunk head")
+    parser.add_argument("--json", type=path_option, help="also write the rows and the environment to this file")
     args = parser.parse_args(arguments)
     if args.rounds < 9:
         parser.error("--rounds: at least 9, or the median means little")

@@ -24,7 +24,7 @@ from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.config.reading import read_config
 from fftlm_jax.config.schema import Config
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 CONFIG = "configs/small.py"
 BASE = "base"
@@ -97,7 +97,7 @@ def trials(step_ms: dict[str, float], seconds: float, seeds: int) -> list[Trial]
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = CommandParser("python -m experiments.chunk_lm", __doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
+    parser.add_argument("--out", required=True, type=path_option, help="folder of the experiment")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of every arm")
     parser.add_argument("--seeds", type=int, default=3)
     add_options(parser)

@@ -27,7 +27,7 @@ from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.config.reading import read_config
 from fftlm_jax.config.schema import Config
 from fftlm_jax.recording.metrics import read_metrics
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 CONFIG = "configs/curriculum_trial.py"
 BASE = "none"
@@ -99,7 +99,7 @@ def trials(seeds: int) -> list[Trial]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = CommandParser("python -m experiments.curriculum_ablation", __doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
+    parser.add_argument("--out", required=True, type=path_option, help="folder of the experiment")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--step_times", action="store_true", help="measure the steps, on quiet cores; train nothing")
     add_options(parser)

@@ -28,7 +28,7 @@ from fftlm_jax.optim import sawtooth_lr, stages_in_steps
 from fftlm_jax.recording.history import History, Record
 from fftlm_jax.recording.metrics import read_metrics, read_samples
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 _LADDER = (32, 64, 96, 129)
 
@@ -114,7 +114,7 @@ def warnings_of(
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = CommandParser("python -m experiments.doctor_false_alarms", __doc__)
-    parser.add_argument("workdirs", nargs="*", type=Path, help="run directories that are known to be healthy")
+    parser.add_argument("workdirs", nargs="*", type=path_option, help="run directories that are known to be healthy")
     parser.add_argument("--runs", type=int, default=300, help="made-up runs")
     args = parser.parse_args(arguments)
     return run_command(lambda: _report(args.workdirs, args.runs))

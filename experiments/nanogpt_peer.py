@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, STEPS = 4, 4, 128, 64, 12, 2000
 _PEAK, _LAST, _WARMUP = 1e-3, 1e-4, 100
@@ -114,10 +114,12 @@ def train(text: bytes, seed: int, every: int) -> list[dict[str, float]]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = CommandParser("python -m experiments.nanogpt_peer", __doc__)
-    parser.add_argument("--data", required=True, help="a text, TinyShakespeare for the published figure")
+    parser.add_argument(
+        "--data", type=path_option, required=True, help="a text, TinyShakespeare for the published figure"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations, which are not timed")
-    parser.add_argument("--out", help="a JSON file for the records")
+    parser.add_argument("--out", type=path_option, help="a JSON file for the records")
     args = parser.parse_args(arguments)
     with open(args.data, "rb") as file:
         records = train(file.read(), args.seed, args.every)

@@ -26,7 +26,7 @@ import numpy as np
 from experiments.recorded_losses import Recording, record, residual_words, simulate
 from fftlm_jax.curriculum import improvement_bound, relative_improvement
 from fftlm_jax.recording.curves import replace_figure
-from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -176,8 +176,10 @@ def _panel(axis: Axes, values: Sequence[tuple[Cell, float]]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = CommandParser("python -m experiments.plateau_simulation", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, each at one cutoff and a constant LR")
-    parser.add_argument("--figure", type=Path, default=Path("plateau_simulation.png"))
+    parser.add_argument(
+        "runs", nargs="+", type=path_option, help="run directories, each at one cutoff and a constant LR"
+    )
+    parser.add_argument("--figure", type=path_option, default=Path("plateau_simulation.png"))
     parser.add_argument("--skip", type=int, default=100, help="first steps left out")
     parser.add_argument("--paths", type=int, default=300, help="simulated runs")
     parser.add_argument("--block", type=int, default=25, help="successive residuals drawn together")

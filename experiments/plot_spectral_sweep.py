@@ -18,7 +18,7 @@ from experiments.trials import Trial
 from fftlm_jax.recording.curves import replace_figure
 from fftlm_jax.recording.history import Record
 from fftlm_jax.recording.metrics import read_metrics
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 matplotlib.use("Agg")
 from matplotlib import colormaps
@@ -73,7 +73,7 @@ def _line(axis: Axes, runs: Sequence[Sequence[tuple[int, float]]], color: object
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = CommandParser("python -m experiments.plot_spectral_sweep", __doc__)
-    parser.add_argument("folder", type=Path, help="of experiments.spectral_sweep")
+    parser.add_argument("folder", type=path_option, help="of experiments.spectral_sweep")
     folder = parser.parse_args(arguments).folder
     if not all((folder / name).is_file() for name in ("trials.json", "stamp.txt")):
         parser.error(f"{folder} holds no spectral sweep")

@@ -16,7 +16,7 @@ from typing import Any
 
 from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.recording.metrics import read_metrics
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 TARGET = 1.886  # Nats: where nanoGPT's recipe ends, as measured before.
 _ROOT = Path(__file__).resolve().parent.parent
@@ -66,12 +66,12 @@ def _child(*arguments: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = CommandParser("python -m experiments.quality_per_second", __doc__)
-    parser.add_argument("--data", required=True, help="TinyShakespeare as one file")
-    parser.add_argument("--out", required=True, help="a folder for runs and results")
+    parser.add_argument("--data", type=path_option, required=True, help="TinyShakespeare as one file")
+    parser.add_argument("--out", type=path_option, required=True, help="a folder for runs and results")
     parser.add_argument("--pairs", type=int, default=2, help="pairs of runs, seeds 0, 1, ...")
     parser.add_argument("--every", type=int, default=50, help="steps between our evaluations, which are not counted")
     args = parser.parse_args(arguments)
-    data, out = str(Path(args.data).resolve()), Path(args.out).resolve()
+    data, out = str(args.data.resolve()), args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(args.pairs):

@@ -21,7 +21,7 @@ from experiments.sweep import Outcome, add_options, conduct, exit_code, outcome_
 from experiments.trials import Trial
 from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 from fftlm_jax.raft.journal import Journal
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 _NO_ONE_STEPS_IN = "raft.on_regress=continue"
 _CYCLES = 8
@@ -98,7 +98,7 @@ def supervised(seed: int) -> Trial:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = CommandParser("python -m experiments.raft_lr", __doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
+    parser.add_argument("--out", required=True, type=path_option, help="folder of the experiment")
     parser.add_argument("--config", default="configs/raft.py", help="config that every run starts from")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cycles", type=int, help=f"per run; {_CYCLES}, or 4 with --grid and --interactions")

@@ -38,7 +38,7 @@ from experiments.sweep import Outcome, add_options, exit_code, listing, outcomes
 from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import write_json
 from fftlm_jax.recording.metrics import finite_record
-from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 
 def trials(seeds: int) -> list[Trial]:
@@ -148,7 +148,7 @@ def _verdict(row: Summary, claim: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = CommandParser("python -m experiments.sharpness", __doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
+    parser.add_argument("--out", required=True, type=path_option, help="folder of the experiment")
     parser.add_argument("--config", default=CONFIG, help="config file of the model; AdamW at a constant learning rate")
     parser.add_argument("--seeds", type=int, default=5)
     add_options(parser)

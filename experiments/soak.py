@@ -25,7 +25,7 @@ from absl import logging
 from fftlm_jax.checkpoints.saved_step import MANIFEST, manifest_fault, read_arrays, read_host, step_numbers
 from fftlm_jax.checkpoints.verification import state_hash
 from fftlm_jax.recording.metrics import read_metrics
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERVAL = 8  # Steps between saves; an epoch is as long.
@@ -189,7 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 0 if the killed run is the undisturbed one."""
     parser = CommandParser("python -m experiments.soak", __doc__)
     parser.add_argument("--kills", type=int, default=50, help="how often the run is killed")
-    parser.add_argument("--out", type=Path, required=True, help="folder of both runs; one that is there is replaced")
+    parser.add_argument(
+        "--out", type=path_option, required=True, help="folder of both runs; one that is there is replaced"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every read at WARNING.

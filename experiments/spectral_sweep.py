@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments.plot_spectral_sweep import draw
 from experiments.sweep import Outcome, add_options, conduct, report, write_results
 from experiments.trials import Trial
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 CONFIG = "configs/spectral_sweep.py"
 _FROBENIUS = ("optim.spectral_normalize=frobenius",)
@@ -102,7 +102,7 @@ def stamp_of(folder: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = CommandParser("python -m experiments.spectral_sweep", __doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
+    parser.add_argument("--out", required=True, type=path_option, help="folder of the sweep")
     parser.add_argument("--grid", default="source", choices=[*GRIDS, "all"], help="which arms")
     parser.add_argument("--config", default=CONFIG, help="config file that every arm starts from")
     parser.add_argument("--seeds", type=int, default=3, help="of every arm")

@@ -22,8 +22,8 @@ from typing import Any
 from experiments.arm_statistics import Summary, compare_arms
 from experiments.children import Children
 from experiments.reached import reached
-from experiments.trials import Trial, parse_arm, parse_grid, trials_of
-from fftlm_jax.runtime.process import CommandParser
+from experiments.trials import Trial, parse_arm, parse_grid, parse_seeds, trials_of
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -213,17 +213,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = CommandParser("python -m experiments.sweep", __doc__)
     parser.add_argument("--config", required=True, help="config file that every arm starts from")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the sweep")
-    parser.add_argument("--arm", action="append", help="'name: key=value key=value'; may be repeated")
+    parser.add_argument("--out", required=True, type=path_option, help="folder of the sweep")
+    parser.add_argument("--arm", action="append", help="'name: key=value key=value'; quotes group; may be repeated")
     parser.add_argument("--grid", action="append", default=[], help="'key=v1,v2,v3'; may be repeated")
-    parser.add_argument("--seeds", default="0", help="as in 0,1,2")
+    parser.add_argument("--seeds", default="0", help="as in 0,1,2 or 0-4")
     parser.add_argument("--metric", default="bpb", help="of the last evaluation")
     parser.add_argument("--baseline", help="arm that the others are compared with; the first by default")
     add_options(parser)
     args = parser.parse_args(arguments)
     try:
         grid = [parse_grid(point) for point in args.grid]
-        seeds = [int(seed) for seed in args.seeds.split(",")]
+        seeds = parse_seeds(args.seeds)
         trials = trials_of([parse_arm(arm) for arm in args.arm or ["base"]], grid, seeds)
     except ValueError as error:
         parser.error(str(error))

@@ -38,40 +38,81 @@ def trials_of(
 
 
 def parse_arm(text: str) -> tuple[str, tuple[str, ...]]:
-    """`name: key=value key=value` -> (name, overrides). Values in brackets may hold spaces.
+    """`name: key=value key=value` -> (name, overrides). Values in brackets or quotes may hold spaces.
 
     Raises:
         ValueError: for an override without a key or a value.
     """
     name, _, overrides = text.partition(":")
-    found = tuple(split_outside_brackets(overrides, " "))
-    for override in found:
+    found = []
+    for override in split_outside_brackets(overrides, " "):
         key, _, value = override.partition("=")
+        value = unquoted(value)
         if not key or not value:
             raise ValueError(f"{override!r} in arm {name!r} is not key=value")
-    return name.strip(), found
+        found.append(f"{key}={value}")
+    return name.strip(), tuple(found)
 
 
 def parse_grid(text: str) -> tuple[str, list[str]]:
-    """`key=v1,v2` -> (key, values). Values in brackets may hold commas.
+    """`key=v1,v2` -> (key, values). Values in brackets or quotes may hold commas; blanks around values are dropped.
 
     Raises:
         ValueError: if there is no key or no value.
     """
     key, _, values = text.partition("=")
-    found = split_outside_brackets(values, ",")
-    if not key or not found:
+    found = [unquoted(value.strip()) for value in split_outside_brackets(values, ",")]
+    if not key.strip() or not found or not all(found):
         raise ValueError(f"{text!r} is not key=v1,v2")
-    return key, found
+    return key.strip(), found
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0,1,2` or `0-4` or both -> seeds, in this order.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", part)
+        last = int(found[2] or found[1]) if found else -1
+        if not found or last < int(found[1]) or last - int(found[1]) >= _MOST_SEEDS:
+            raise ValueError(f"--seeds: {text!r} is no list of seeds; write 0,1,2 or 0-4")
+        seeds += range(int(found[1]), last + 1)
+    return seeds
+
+
+_MOST_SEEDS = 10_000
 
 
 def split_outside_brackets(text: str, separator: str) -> list[str]:
-    """Non-empty parts of `text` between separators that stand outside all brackets."""
-    parts, depth = [""], 0
+    """Non-empty parts of `text` between separators that stand outside all brackets and quotes.
+
+    Quotes and brackets stay. An apostrophe inside a word quotes nothing.
+
+    Raises:
+        ValueError: for a quote that is not closed.
+    """
+    parts, depth, quote, before = [""], 0, "", separator
     for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == separator and depth == 0:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"" and not (before.isalnum() or before == "_"):
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == separator and depth == 0 and not quote:
             parts.append("")
         else:
             parts[-1] += character
-    return [part for part in parts if part]
+        before = character
+    if quote:
+        raise ValueError(f"{text.strip()!r}: the quote {quote} is not closed")
+    return [part for part in parts if part.strip()]
+
+
+def unquoted(value: str) -> str:
+    """A value without the quotes around it, where they are one pair."""
+    is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]
+    return value[1:-1] if is_quoted else value

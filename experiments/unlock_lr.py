@@ -23,7 +23,7 @@ from experiments.sweep import Outcome, add_options, conduct, report, write_resul
 from experiments.trials import Trial
 from experiments.unlock_lr_figure import draw
 from fftlm_jax.recording.metrics import read_metrics
-from fftlm_jax.runtime.process import CommandParser
+from fftlm_jax.runtime.process import CommandParser, path_option
 
 CONFIG = "configs/curriculum_trial.py"
 _ALIGNED = "lr.stages=((2,1.0,0.1),(3,1.0,0.1),('rest',1.0,0.05))"
@@ -79,7 +79,7 @@ def trials(seeds: int) -> list[Trial]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 1 unless every trial is finished."""
     parser = CommandParser("python -m experiments.unlock_lr", __doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the experiment")
+    parser.add_argument("--out", required=True, type=path_option, help="folder of the experiment")
     parser.add_argument("--seeds", type=int, default=5)
     add_options(parser)
     args = parser.parse_args(arguments)

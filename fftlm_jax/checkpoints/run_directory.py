@@ -25,6 +25,8 @@ import fftlm_jax
 from fftlm_jax.config.reading import differences
 from fftlm_jax.config.schema import with_later_keys
 from fftlm_jax.runtime.errors import CheckpointError, InUseError, SaveError, UsageError
+from fftlm_jax.runtime.jax_settings import recorded_settings
+from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import read_json, require_contained
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -35,7 +37,7 @@ class RunDirectory:
     """Paths of one run, and the lock that keeps a second process out."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).resolve()
+        self.root = local_path(root, "--workdir").resolve()
         self.config = self.root / "config.json"
         self.env = self.root / "env.json"
         self.metrics = self.root / "metrics.jsonl"
@@ -200,7 +202,9 @@ class RunDirectory:
         except (OSError, ValueError):
             before = now
         write_json(self.env, now)
-        return differences(before, now)
+        changed = differences(before, now)
+        # An earlier version may not have recorded everything.
+        return {name: pair for name, pair in changed.items() if name.split(".")[0] in before}
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
@@ -252,6 +256,6 @@ def environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        **recorded_settings(),
         "byte_order": sys.byteorder,
     }

@@ -31,6 +31,8 @@ from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params, evaluation_low_pass
 from fftlm_jax.model.parameters import by_name
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError, UsageError
+from fftlm_jax.runtime.jax_settings import require_supported_settings
+from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import read_json, require_contained, shown
 from fftlm_jax.spectral import LowPass
 
@@ -56,6 +58,7 @@ def load(workdir: str | Path, which: str, *, averaged: bool = False) -> SavedRun
     Raises:
         RunError: if there is no such run or step, or it is damaged.
     """
+    require_supported_settings()
     directory, config = open_config(workdir, "--workdir: ")
     step = choose_step(directory.checkpoints, which)
     folder = directory.checkpoints / str(step)
@@ -136,7 +139,7 @@ def checkpoint_step(checkpoint: str) -> Path:
     Raises:
         CheckpointError: if there is none.
     """
-    path = Path(checkpoint).resolve()
+    path = local_path(checkpoint, "init.checkpoint").resolve()
     is_step = is_step_name(path.name) and path.parent.name == "checkpoints"
     require_contained(path.parent.parent if is_step else path)
     if is_step:

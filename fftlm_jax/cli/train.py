@@ -10,10 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from fftlm_jax.runtime import process
+from fftlm_jax.runtime import process, streams
+from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.paths import local_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
@@ -26,6 +28,7 @@ def run_as_program(argv: list[str] | None = None) -> int:
     """Parses a command line, of this process by default, and trains; returns the exit code."""
     if argv is not None:
         sys.argv = argv  # Where ml_collections looks for overrides.
+    streams.prepare_streams()
     process.import_from_here()  # Config files import each other.
     process.keep_freed_blocks(os.environ)
     process.set_cpu_defaults(os.environ)
@@ -35,42 +38,42 @@ def run_as_program(argv: list[str] | None = None) -> int:
         return 130
     except SystemExit as ended:
         if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
+            streams.print_error(ended.code)
             return 1
         return ended.code or 0
 
 
 def main(arguments: list[str]) -> int:
     """Runs a command line that is parsed, and returns the exit code of `fftlm_jax.runtime.errors`."""
+    return process.run_command(lambda: _train(arguments))
+
+
+def _train(arguments: list[str]) -> None:
     from fftlm_jax.config.reading import read_config
     from fftlm_jax.runtime import compile_cache, faults
-    from fftlm_jax.runtime.errors import RunError, UsageError
-    from fftlm_jax.runtime.untrusted import printable
 
-    logging.set_verbosity(logging.ERROR)  # Orbax narrates every save at INFO and WARNING.
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
+    if len(arguments) > 1:
+        raise UsageError(f"unexpected argument {arguments[1]!r}: options are written --config.key=value.")
+    if _CONFIG.value is None:
+        raise UsageError("--config is missing: pass a config file, for example --config=configs/quickstart.py.")
+    name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
+    workdir = f"runs/{name}" if _WORKDIR.value is None else local_path(_WORKDIR.value, "--workdir")
+    config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
+    compile_cache.use(config.compile_cache, os.environ)
+    if config.task == "raft":
+        from fftlm_jax.raft.run_cycles import dry_run, run
+    else:
+        from fftlm_jax.training.dry_run import dry_run
+        from fftlm_jax.training.loop import run
+    if _DRY_RUN.value:
+        dry_run(_CONFIG.value)
+        return
+    run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value)
     try:
-        faults.arm(os.environ.get(faults.VARIABLE, ""))
-        if len(arguments) > 1:
-            raise UsageError(f"unexpected argument {arguments[1]!r}: options are written --config.key=value.")
-        if _CONFIG.value is None:
-            raise UsageError("--config is missing: pass a config file, for example --config=configs/quickstart.py.")
-        name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
-        workdir = _WORKDIR.value or f"runs/{name}"
-        config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
-        compile_cache.use(config.compile_cache, os.environ)
-        if config.task == "raft":
-            from fftlm_jax.raft.run_cycles import dry_run, run
-        else:
-            from fftlm_jax.training.dry_run import dry_run
-            from fftlm_jax.training.loop import run
-        if _DRY_RUN.value:
-            dry_run(_CONFIG.value)
-        else:
-            run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value)
-    except RunError as error:
-        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        sys.stdout.flush()
+    except OSError:  # What a full disk did not take is in run.log; the run itself is saved.
+        streams.discard_output()
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -81,12 +84,38 @@ def parse_flags(arguments: list[str]) -> list[str]:
             print(f"--{option.name}: {flags.FLAGS[option.name].help}")
         sys.exit(0)
     try:
+        arguments = _last_of_each([_with_home(argument) for argument in arguments])
         for argument in arguments:
             file = argument.partition("--config=")[2].split(":")[0]
             if file and not Path(file).is_file():
                 raise OSError(f"the config file {file} does not exist")
         return flags.FLAGS(arguments)
+    except UsageError as error:
+        sys.exit(f"UsageError: {error}")
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
         what = "no such key: " if isinstance(error, AttributeError) else ""
         sys.exit(f"UsageError: {what}{text} (keys: configs/aligned.py).")
+
+
+def _with_home(argument: str) -> str:
+    """An option --config=~/file with the home folder, which no shell expands there."""
+    option, sign, file = argument.partition("=")
+    return f"{option}={local_path(file, option)}" if option == "--config" and file.startswith("~") else argument
+
+
+def _last_of_each(arguments: list[str]) -> list[str]:
+    """Arguments in which no override is repeated: the last one wins. Of tuples, ml_collections would append the later.
+
+    Raises:
+        UsageError: for a repeated override that is not written with an equals sign.
+    """
+    names = [argument.partition("=")[0].lstrip("-") for argument in arguments]
+    kept = []
+    for place, (name, argument) in enumerate(zip(names, arguments)):
+        if name.startswith("config.") and argument.startswith("-") and name in names[place + 1 :]:
+            if "=" not in argument:
+                raise UsageError(f"{argument} is given twice; give it once, as {argument}=VALUE.")
+            continue
+        kept.append(argument)
+    return kept

@@ -20,6 +20,8 @@ from fftlm_jax.config.rules_schedules_raft import (
 )
 from fftlm_jax.config.schema import Config, keys, rule_in_force
 from fftlm_jax.config.traits import MIXERS, OPTIMIZERS
+from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import shown
 
 
@@ -145,7 +147,11 @@ def _data(config: Config) -> Iterator[str]:
     path = config.data.path
     if config.data.source == "files" and not path:
         yield "config.data.path: source 'files' needs a file, a folder or a glob."
-    expanded = os.path.expanduser(path)
+    try:
+        expanded = str(local_path(path, "config.data.path")) if path else ""
+    except UsageError as error:
+        yield str(error)
+        return
     if path and not os.path.exists(expanded) and not glob.glob(expanded, recursive=True):
         path = path if path.isprintable() else shown(path)
         yield f"config.data.path: {path} does not exist and matches no file as a glob; name a file, a folder or a glob."

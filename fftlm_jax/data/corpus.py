@@ -19,6 +19,7 @@ from tqdm import tqdm
 from fftlm_jax.config.schema import Config
 from fftlm_jax.data.byte_sequence import ByteSequence, bytes_of_files, joined
 from fftlm_jax.runtime.errors import DataError
+from fftlm_jax.runtime.paths import local_path
 
 # Up to so many bytes a corpus is kept in memory, where nothing can happen to it and the smallest files cost nothing.
 MEMORY_LIMIT = 128 << 20
@@ -52,7 +53,7 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int) -> Corp
     Raises:
         DataError: when nothing is found, or something cannot be read, is empty or is too short.
     """
-    labels, files = zip(*(_files(os.path.expanduser(path)) if path else _standard_library()))
+    labels, files = zip(*(_files(str(local_path(path, "data.path"))) if path else _standard_library()))
     name = path or "the Python standard library"
     whole: ByteSequence = bytes_of_files(files, "data.path")
     borders = list(accumulate(whole.files.sizes, initial=0))

@@ -169,6 +169,7 @@ class Stream(NamedTuple):
     raises: tuple[Raised, ...]
     evaluations: tuple[tuple[int, float], ...]  # (updates done, held-out loss in nats).
     samples: tuple[tuple[int, str], ...]  # (updates done, what the model wrote).
+    not_finite: np.ndarray  # Updates done, of the steps whose loss was not finite; they are in no other array.
 
     def rows(self, after: int, until: float) -> slice:
         """The rows of updates `after` + 1 to `until`."""
@@ -204,7 +205,7 @@ def read_stream(history: History, samples: Iterable[tuple[int, str]] = ()) -> St
     columns = [train[name][is_there] for name in ("step", "loss", "lr", "cutoff", "grad_norm")]
     raises = tuple(Raised(r["step"], r["from"], r["to"]) for r in history.raises)
     evaluations = tuple((r["step"], r["loss"]) for r in history.evaluations if is_number(r.get("loss")))
-    return Stream(*columns, raises, evaluations, tuple(samples))
+    return Stream(*columns, raises, evaluations, tuple(samples), train["step"][~is_there])
 
 
 def stretches(stream: Stream, steps_per_epoch: int) -> list[Stretch]:

@@ -22,6 +22,24 @@ _SHORTEST, _LONGEST = 64, 512  # Characters of a sample that are looked at.
 _GREEDY = 0.5  # A temperature below it repeats itself without anything being wrong with the training.
 
 
+@rule("nonfinite_loss")
+def nonfinite_loss(stream: Stream, facts: Facts) -> Iterator[Finding]:
+    """A loss that is NaN or infinite."""
+    count = len(stream.not_finite)
+    if count:
+        first = int(stream.not_finite[0])
+        later = int(np.sum(stream.steps > first))
+        rest = "no later one is finite" if not later else f"{later} later ones are finite"
+        yield Finding(
+            "nonfinite_loss",
+            WARNING,
+            first,
+            f"the loss is not finite at step {first}; {count} recorded losses are not, and {rest}",
+            {"not_finite": count, "finite_later": later},
+            "lr.base: halve it (or set train.skip_nonfinite to pass over single steps)",
+        )
+
+
 @rule("clipped_gradients")
 def clipped_gradients(stream: Stream, facts: Facts) -> Iterator[Finding]:
     """Most steps of an epoch at the clip, which then sets their size.

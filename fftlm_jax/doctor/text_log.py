@@ -7,8 +7,8 @@
       LR REDUCED: 2.0e-4 -> 1.0e-4 (precision mode)
     loss: 3.0 → 2.95 → 2.90
 
-The console lines of this package, in `run.log`, are read as well. What a line has besides is ignored, and so is every
-other line. Epochs count from 0, as in the documents.
+The console lines of this package, in `run.log`, are read as well; so are colours, UTF-16 and decimal commas. What a
+line has besides is ignored, and so is every other line. Epochs count from 0, as in the documents.
 """
 
 import math
@@ -22,12 +22,13 @@ from fftlm_jax.doctor.evidence import EVEN_NOISE, Facts
 from fftlm_jax.optim import stages_in_steps
 from fftlm_jax.recording.history import Record
 from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.untrusted import log_text
 
-_NUMBER = r"([0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?)"
+_NUMBER = r"([0-9]+(?:[.,][0-9]+|\.)?(?:e[-+]?[0-9]+)?|nan|[-+]?inf)"  # Also with a decimal comma.
 _COUNT = r"([0-9]{1,9})"
 _STEP = re.compile(rf"\bstep {_COUNT}/{_COUNT} loss={_NUMBER}(?:.*?\blr={_NUMBER})?(?:.*?\bcutoff={_COUNT})?", re.I)
-_RAISE = re.compile(rf"(?:CUTOFF RAISED:|\[PLATEAU\]) *{_COUNT} *(?:->|→) *{_COUNT}")
-_REDUCED = re.compile(rf"LR REDUCED: *{_NUMBER} *(?:->|→) *{_NUMBER}")
+_RAISE = re.compile(rf"(?:CUTOFF RAISED:|\[PLATEAU\]) *{_COUNT} *(?:->|→) *{_COUNT}", re.I)
+_REDUCED = re.compile(rf"LR REDUCED: *{_NUMBER} *(?:->|→) *{_NUMBER}", re.I)
 _EPOCH = re.compile(rf"\bepoch {_COUNT}\b", re.I)
 _AVERAGE = re.compile(rf"\bepoch {_COUNT}(/[0-9]+)? avg_loss={_NUMBER}(?:.*?\bcutoff={_COUNT}(?:/{_COUNT})?)?", re.I)
 _CHAIN = re.compile(rf"\bloss: *{_NUMBER}((?: *(?:->|→) *{_NUMBER})+)")
@@ -68,8 +69,9 @@ class _Reader:
                 self._step = max(self._step, self._epoch * self.steps_per_epoch)
             self._add("event", self._step, event="cutoff_raised", **{"from": int(found[1]), "to": int(found[2])})
         elif found := _REDUCED.search(line):
-            before, after = float(found[1]), float(found[2])
-            self.factor = after / before if before else self.factor
+            before, after = _value(found[1]), _value(found[2])
+            if 0 < before < math.inf and 0 < after < math.inf:
+                self.factor = after / before
         elif found := _CHAIN.search(line):
             for loss in (found[1], *re.findall(_NUMBER, found[2])):
                 self._step += _LOG_EVERY
@@ -96,11 +98,15 @@ class _Reader:
         self._step = max(self._step, end)
 
     def _add_loss(self, step: int, loss: str, lr: str | None, cutoff: str | None) -> None:
-        values = {"lr": float(lr) if lr else None, "cutoff": int(cutoff) if cutoff else None}
-        self._add("train", step, loss=float(loss), **values)
+        values = {"lr": _value(lr) if lr else None, "cutoff": int(cutoff) if cutoff else None}
+        self._add("train", step, loss=_value(loss), **values)
 
     def _add(self, kind: str, step: int, **values: object) -> None:
         self.records.append({"kind": kind, "step": step, **values})
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", "."))
 
 
 def read_text_log(file: Path, base_lr: float = DOCUMENTS_LR) -> TextLog:
@@ -114,7 +120,7 @@ def read_text_log(file: Path, base_lr: float = DOCUMENTS_LR) -> TextLog:
         UsageError: if it cannot be read, or holds no line of the documents' format.
     """
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = log_text(file.read_bytes()).splitlines()
     except OSError as error:
         raise UsageError(f"{file} cannot be read ({error.strerror}); name a run directory or a text log.") from None
     reader = _Reader()

@@ -25,7 +25,7 @@ from fftlm_jax.evaluation.held_out_bpb import Tally, make_evaluate
 from fftlm_jax.evaluation.results import context_results, draw, generated_results, results, table
 from fftlm_jax.model import build
 from fftlm_jax.runtime.errors import CheckpointError, DataError, SaveError, UsageError
-from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,11 +54,11 @@ def _parser() -> CommandParser:
     parser.add_run()
     parser.add_argument("--step", default="best", help="best (lowest bpb of the raw weights), last, or a number")
     parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
-    parser.add_argument("--text", help="score this whole file in place of the run's held-out part")
+    parser.add_argument("--text", type=path_option, help="score this whole file in place of the run's held-out part")
     parser.add_argument("--max_bytes", type=int, default=0, help="of the text, from its beginning; 0 for all of it")
     parser.add_argument("--contexts", type=int, default=1024, help="bytes for bpb by length of context; 0 for none")
     parser.add_argument("--generate", type=int, default=4096, help="bytes to generate and compare; 0 for none")
-    parser.add_argument("--out", type=Path, help="where to write; by default evaluation_<step> in the run directory")
+    parser.add_argument("--out", type=path_option, help="where to write; default evaluation_<step> in the run")
     return parser
 
 
@@ -127,7 +127,7 @@ def _default_name(args: argparse.Namespace, saved: SavedRun) -> str:
     """Tells apart what was evaluated, so that no evaluation replaces another kind."""
     parts = ["evaluation", str(saved.step)]
     parts += ["ema"] if args.ema else []
-    parts += [Path(args.text).stem] if args.text else []
+    parts += [args.text.stem] if args.text else []
     parts += [f"{args.max_bytes}bytes"] if args.max_bytes else []
     return "_".join(parts)
 
@@ -156,7 +156,7 @@ def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, l
 
 
 def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> ByteSequence:
-    text = bytes_of_files([Path(args.text)], "--text") if args.text else corpus.held_out
+    text = bytes_of_files([args.text], "--text") if args.text else corpus.held_out
     text = text[: args.max_bytes or None]
     window = saved.config.model.seq_len + saved.config.model.chunk
     if len(text) < window:

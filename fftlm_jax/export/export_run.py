@@ -9,7 +9,6 @@ pass as a program; no paths, no host names, and of the training text only what t
 """
 
 import argparse
-from pathlib import Path
 
 import jax
 
@@ -23,7 +22,7 @@ from fftlm_jax.export.exported_model import (
     write_folder,
 )
 from fftlm_jax.export.model_readme import readme
-from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser("fftlm export", __doc__)
     parser.add_run()
-    parser.add_argument("--out", required=True, type=Path, help="folder to write: new, empty, or an export to replace")
+    parser.add_argument(
+        "--out", required=True, type=path_option, help="folder to write: new, empty, or an export to replace"
+    )
     parser.add_argument("--step", default="best", help="best (lowest bpb of the raw weights), last, or a number")
     parser.add_argument("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
     parser.add_argument("--stablehlo", action="store_true", help="the forward pass too, as a program of its own")

@@ -30,6 +30,7 @@ import numpy as np
 
 from fftlm_jax.config.schema import SampleConfig
 from fftlm_jax.model.layers import VOCABULARY
+from fftlm_jax.runtime.jax_settings import random_key
 
 NOTHING = VOCABULARY
 
@@ -91,6 +92,11 @@ def sampling_of(sample: SampleConfig) -> SamplingConfig:
     )
 
 
+_COLDEST = 1e-6  # Temperatures below are greedy: float32 logits do not tell finer, and dividing by them overflows.
+_LARGEST = 1e30  # Size of a penalised logit: divided by the coldest temperature it is still finite.
+_SMALLEST = 1e-30  # Probability: smaller ones may be 0 in float32.
+
+
 def remember(text: bytes, size: int) -> np.ndarray:
     """The last `size` bytes of a text, int32, with NOTHING before its beginning."""
     last = np.frombuffer(text[max(0, len(text) - size) :], np.uint8).astype(np.int32)
@@ -108,7 +114,7 @@ def log_probabilities(logits_V: jax.Array, recent_R: jax.Array, config: Sampling
     logits_V = limit_runs(logits_V, recent_R, config.longest_run)
     seen_R = recent_R[len(recent_R) - min(config.repetition_window, len(recent_R)) :]
     logits_V = penalise_repetition(logits_V, seen_R, config.repetition_penalty)
-    if config.temperature == 0.0:
+    if config.temperature < _COLDEST:
         return jnp.where(jnp.arange(len(logits_V)) == jnp.argmax(logits_V), 0.0, -jnp.inf)
     logits_V = keep_top_p(keep_top_k(logits_V / config.temperature, config.top_k), config.top_p)
     return jax.nn.log_softmax(keep_min_p(logits_V, config.min_p))
@@ -133,7 +139,8 @@ def penalise_repetition(logits_V: jax.Array, seen_R: jax.Array, penalty: float) 
     if penalty == 1.0:
         return logits_V
     is_seen = jnp.zeros(len(logits_V), bool).at[seen_R].set(True, mode="drop")
-    return jnp.where(is_seen, jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty), logits_V)
+    changed_V = jnp.clip(jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty), -_LARGEST, _LARGEST)
+    return jnp.where(is_seen & ~jnp.isinf(logits_V), changed_V, logits_V)
 
 
 def keep_top_k(logits_V: jax.Array, k: int) -> jax.Array:
@@ -150,7 +157,7 @@ def keep_top_p(logits_V: jax.Array, p: float) -> jax.Array:
     sorted_V = jnp.sort(logits_V)[::-1]
     probability_V = jax.nn.softmax(sorted_V)
     before_V = jnp.cumsum(probability_V) - probability_V
-    smallest_kept = jnp.min(jnp.where(before_V < p, sorted_V, jnp.inf))
+    smallest_kept = jnp.min(jnp.where(before_V < max(p, _SMALLEST), sorted_V, jnp.inf))
     return jnp.where(logits_V < smallest_kept, -jnp.inf, logits_V)
 
 
@@ -171,7 +178,7 @@ class DecodedBytes(NamedTuple):
 
 def row_keys(seed: int, rows: Sequence[int]) -> jax.Array:
     """A key for each row of a seed."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.asarray(np.asarray(rows, np.uint32)))
+    return jax.vmap(lambda row: jax.random.fold_in(random_key(seed), row))(jnp.asarray(np.asarray(rows, np.uint32)))
 
 
 _FIRST, _LATER, _ACCEPT = range(3)  # What a random number is for.

@@ -9,88 +9,22 @@ where it could drive the terminal, unless --raw.
 """
 
 import argparse
-import codecs
 import dataclasses
 import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 from fftlm_jax.checkpoints import saved_run
 from fftlm_jax.checkpoints.saved_run import SavedRun
 from fftlm_jax.generation.cached_decoding import MODES, Decoder, decoder_for
 from fftlm_jax.generation.plain_decoding import PlainDecoder
 from fftlm_jax.generation.sampling import DecodedBytes, SamplingConfig
+from fftlm_jax.generation.text import TerminalText, argument_bytes, until_stopped
 from fftlm_jax.model import build
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.process import CommandParser, run_command
-from fftlm_jax.runtime.untrusted import printable
-
-
-class TerminalText:
-    """Bytes as text that cannot drive a terminal: everything but printable characters and newlines is escaped.
-
-    Fed piece by piece; a character of several bytes that a piece cuts in two is shown with the next one.
-    """
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
-
-    def feed(self, data: bytes, *, final: bool = False) -> str:
-        """The text of one more piece; `final` also gives what is left of a broken character."""
-        return printable(self._decoder.decode(data, final))
-
-
-def terminal_text(data: bytes) -> str:
-    """The whole of some bytes, as `TerminalText` shows them."""
-    return TerminalText().feed(data, final=True)
-
-
-class StopStrings:
-    """Ends a text right before the stop string that is complete first (of several that are, before the longest).
-
-    Fed piece by piece; bytes that may turn out to begin a stop string are held back until that is known.
-    """
-
-    def __init__(self, stops: Sequence[bytes]) -> None:
-        self._stops = stops
-        self._held = b""
-        self.stopped = False
-
-    def feed(self, data: bytes) -> bytes:
-        """What may be shown after one more piece: nothing more once stopped."""
-        if self.stopped:
-            return b""
-        text = self._held + data
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, b""
-            return text[: min(found)[1]]
-        begun = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - begun :]
-        return text[: len(text) - begun]
-
-    def finish(self) -> bytes:
-        """What was held back, once nothing more will come."""
-        held, self._held = self._held, b""
-        return held
-
-
-def until_stopped(blocks: Iterable[DecodedBytes], rows: int, stops: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """The bytes of each row that may be shown, block by block, until every row has met a stop string or the end."""
-    filters = [StopStrings(stops) for _ in range(rows)]
-    for block in blocks:
-        yield [row.feed(written) for row, written in zip(filters, block.written, strict=True)]
-        if all(row.stopped for row in filters):
-            return
-    yield [row.finish() for row in filters]
-
-
-def _overlap(text: bytes, stop: bytes) -> int:
-    """Length of the longest beginning of `stop`, short of all of it, that `text` ends with."""
-    return next(n for n in range(min(len(stop) - 1, len(text)), -1, -1) if text.endswith(stop[:n]))
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +44,7 @@ def _parser() -> CommandParser:
     add("--step", default="best", help="best (lowest bpb), last, or a step number")
     add("--ema", action="store_true", help="the running average of the weights (optim.ema_decay)")
     add("--prompt", help="text to continue; read as UTF-8")
-    add("--prompt_file", type=Path, help="file to continue; any bytes")
+    add("--prompt_file", type=path_option, help="file to continue; any bytes")
     add("--bytes", type=int, default=256, help="how many bytes to write")
     add("--samples", type=int, default=1, help="how many continuations; more than one are shown when all are done")
     add("--mode", choices=MODES, default="byte", help="byte; chunk: a chunk at once; speculative: byte, but faster")
@@ -123,7 +57,8 @@ def _parser() -> CommandParser:
     add("--longest_run", type=int, default=0, help="no byte more often than this in a row; 0 for no limit")
     add("--ascii", action="store_true", help="printable ASCII, tab and newline only")
     add("--ban", default="", help="characters never written (all bytes of their UTF-8)")
-    add("--stop", action="append", default=[], help="end before this text; may be given several times")
+    add("--stop", action="append", default=[], help="end before this text; may be repeated (a newline: $'\\n')")
+    add("--escapes", action="store_true", help="read \\n, \\t, \\\\ and \\x0a in --prompt and --stop as Python does")
     add("--seed", type=int, default=0)
     add("--raw", action="store_true", help="bytes as they are; terminals obey what they say")
     add("--interactive", action="store_true", help="go on from every line that is typed, until end of file")
@@ -164,7 +99,7 @@ class Writer:
             show_prompt: show it before its continuation.
         """
         args, count = self._args, self._args.samples
-        stops = [os.fsencode(stop) for stop in args.stop]
+        stops = [argument_bytes(stop, "--stop", args.escapes) for stop in args.stop]
         if args.stats:
             # Compiles. A plain decoder does so for every length.
             list(self._blocks(prompt, turn, args.bytes if isinstance(self._decoder, PlainDecoder) else 1))
@@ -246,7 +181,7 @@ def _converse(args: argparse.Namespace, writer: Writer) -> None:
 
 def _prompt(args: argparse.Namespace) -> bytes:
     if args.prompt is not None:
-        return os.fsencode(args.prompt)
+        return argument_bytes(args.prompt, "--prompt", args.escapes)
     if args.prompt_file:
         try:
             return args.prompt_file.read_bytes()

@@ -25,6 +25,7 @@ from fftlm_jax.model.layers import VOCABULARY, ByteHead, linear, project
 from fftlm_jax.model.mixers import MIXER_MODULES
 from fftlm_jax.model.spectral_memory import SpectralMemory
 from fftlm_jax.parallel import regathering, whole
+from fftlm_jax.runtime.jax_settings import random_key
 from fftlm_jax.spectral import LowPass
 
 
@@ -120,8 +121,13 @@ class LanguageModel(nnx.Module):
 
 def build(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     """Static graph definition and the abstract (shape, dtype) parameter tree of a model, without allocating it."""
-    abstract = nnx.eval_shape(lambda: LanguageModel(config, nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
+    graph, params = _traced(config)
+    return graph, jax.tree.map(lambda leaf: leaf, params)  # A tree of the caller's own, which may be changed.
+
+
+@functools.lru_cache(maxsize=32)  # Tracing takes 40 ms, and a run asks several times.
+def _traced(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+    graph, state = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
 
 
@@ -131,8 +137,8 @@ def init_params(config: ModelConfig, seed: int, shardings: Any = None) -> Params
     With `shardings` (a tree like it), every device makes its own part, and no device ever holds the whole.
     """
     if shardings is None:
-        return _initialise(config, jax.random.key(seed))
-    return jax.jit(lambda: _initialise(config, jax.random.key(seed)), out_shardings=shardings)()
+        return _initialise(config, random_key(seed))
+    return jax.jit(lambda: _initialise(config, random_key(seed)), out_shardings=shardings)()
 
 
 @functools.partial(jax.jit, static_argnums=0)

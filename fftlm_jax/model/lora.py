@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.optim.leaves import path_string
+from fftlm_jax.runtime.jax_settings import random_key
 
 Adapters = dict[str, dict[str, jax.Array]]
 
@@ -72,7 +73,7 @@ def init_adapters(params: Params, lora: LoRA, seed: int) -> Adapters:
     adapters = {}
     for path in target_paths(params, lora.targets):
         *lead, fan_in, fan_out = leaves[path].shape
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
+        key = jax.random.fold_in(random_key(seed), zlib.crc32(path.encode()))
         a = jax.random.normal(key, (*lead, fan_in, lora.rank)) * fan_in**-0.5
         adapters[path] = {"a": a, "b": jnp.zeros((*lead, lora.rank, fan_out))}
     return adapters

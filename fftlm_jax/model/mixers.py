@@ -96,8 +96,8 @@ class AttentionMixer(nnx.Module):
         window = Cache(keys, values, jnp.pad(past.real_BW, ((0, 0), (0, S)), constant_values=True))
         W, E = keys.shape[-1], keys.shape[-2]
         cos_WE, sin_WE = _rotary_table(W, E)
-        turned_BHEW = _turn(keys, cos_WE.T, sin_WE.T, axis=-2)
-        q_BSHE = _turn(q_BSHE, cos_WE[-S:, None], sin_WE[-S:, None], axis=-1)
+        turned_BHEW = _turn(keys, cos_WE.T[None, None], sin_WE.T[None, None], axis=-2)
+        q_BSHE = _turn(q_BSHE, cos_WE[None, -S:, None], sin_WE[None, -S:, None], axis=-1)
         logits_BHSW = jnp.einsum("bshe,bhew->bhsw", q_BSHE, turned_BHEW, preferred_element_type=jnp.float32) * E**-0.5
         lag_SW = np.arange(W - S, W)[:, None] - np.arange(W)
         is_seen = window.real_BW[:, None, None] & ((lag_SW >= 0) & (lag_SW < self.seq_len))
@@ -113,7 +113,7 @@ class AttentionMixer(nnx.Module):
 def rotate(x_BTHE: jax.Array) -> jax.Array:
     """Rotary embedding: pairs (i, i + E/2) of a head turn by `t / base^(2 i / E)` radians at position t, in float32."""
     cos_TE, sin_TE = _rotary_table(x_BTHE.shape[1], x_BTHE.shape[-1])
-    return _turn(x_BTHE, cos_TE[:, None], sin_TE[:, None], axis=-1)
+    return _turn(x_BTHE, cos_TE[None, :, None], sin_TE[None, :, None], axis=-1)
 
 
 def _rotary_table(length: int, width: int) -> tuple[jax.Array, jax.Array]:

@@ -41,15 +41,32 @@ def stages_in_steps(
 ) -> tuple[Stage, ...]:
     """Turns rows (epochs or "rest", peak, floor) into steps.
 
+    Epochs may be fractions that make whole steps.
+
+    Raises:
+        ValueError: for no rows, parts of a step, a stage that does not fit, or "rest" before the last row.
+
     >>> stages_in_steps(((2, 1.0, 0.1), ("rest", 1.0, 0.05)), steps_per_epoch=10, epochs=5)
     (Stage(start=0, end=20, peak=1.0, floor=0.1), Stage(start=20, end=50, peak=1.0, floor=0.05))
     """
-    table, start = [], 0
-    for length, peak, floor in stages:
-        end = epochs * steps_per_epoch if length == "rest" else start + int(length) * steps_per_epoch
-        table.append(Stage(start, end, float(peak), float(floor)))
-        start = end
+    table: list[Stage] = []
+    start, total = 0, epochs * steps_per_epoch
+    for number, (length, peak, floor) in enumerate(stages, start=1):
+        end = total if length == "rest" else start + length * steps_per_epoch
+        where = f"stages: number {number} ({length!r}, {peak}, {floor})"
+        if end != int(end):
+            raise ValueError(f"{where} lasts {end - start:g} steps of {steps_per_epoch} an epoch; give whole steps")
+        if not start < end <= total or (length == "rest" and number < len(stages)):
+            raise ValueError(f"{where} would be steps {start} to {int(end)} of {total}; 'rest' stands last, others fit")
+        table.append(Stage(start, int(end), float(peak), float(floor)))
+        start = int(end)
+    _require_stages(table)
     return tuple(table)
+
+
+def _require_stages(stages: Sequence[Stage]) -> None:
+    if not stages:
+        raise ValueError("stages: there are none; give at least one, such as Stage(0, steps, 1.0, 0.05)")
 
 
 def sawtooth_lr(
@@ -74,16 +91,17 @@ def sawtooth_lr(
     Returns:
         float32 scalar (or the broadcast shape of count, anchor, scale and cutoff_raised).
     """
+    _require_stages(stages)
     count = jnp.asarray(count, jnp.int32)
     starts, ends, peaks, floors = (jnp.asarray(column) for column in zip(*stages, strict=True))
     i = jnp.clip(jnp.searchsorted(starts, count, side="right") - 1, 0, len(stages) - 1)
     begin = jnp.maximum(anchor, starts[i])
     # max(., 1): a restart at the very last step leaves a tooth of no length, and 0/0 would be a NaN learning rate.
-    progress = jnp.clip((count - begin) / jnp.maximum(ends[i] - begin, 1), 0.0, 1.0)
+    progress = jnp.clip((count - begin) / jnp.maximum(ends[i] - begin, 1), 0.0, 1.0).astype(jnp.float32)
     progress = jnp.where(cutoff_raised, 0.0, progress)
     peak, floor = peaks[i].astype(jnp.float32), floors[i].astype(jnp.float32)
     multiplier = floor + (peak - floor) * (1 + jnp.cos(jnp.pi * progress)) / 2
-    return jnp.asarray(base, jnp.float32) * scale * multiplier
+    return (jnp.asarray(base, jnp.float32) * scale * multiplier).astype(jnp.float32)
 
 
 def sawtooth_schedule(stages: Sequence[Stage], base: float) -> optax.Schedule:

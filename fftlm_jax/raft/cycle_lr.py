@@ -28,6 +28,7 @@ still has the first rate. Base rates are given as multiples, which read the same
 import dataclasses
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,7 @@ class CycleLR:
             "fall": (self.fall, 0),
         }
         for name, (value, least) in lengths.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}: must be a whole number of at least {least}, not {value!r}")
 
     def __call__(self, cycle: int) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -29,6 +28,7 @@ from fftlm_jax.raft.fine_tuning import (
 )
 from fftlm_jax.raft.tasks import END, Task
 from fftlm_jax.runtime.errors import Interrupted
+from fftlm_jax.runtime.jax_settings import random_key
 from fftlm_jax.runtime.process import Interrupts
 
 Pairs = list[tuple[bytes, bytes]]  # Questions and answers.
@@ -111,7 +111,7 @@ class Engine:
             start,
             order,
             rates,
-            jax.random.key(seed),
+            random_key(seed),
             micro_batches=config.raft.accum_steps,
             snapshot=snapshot,
             every=config.checkpoint.every,

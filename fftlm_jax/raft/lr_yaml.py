@@ -116,6 +116,7 @@ def _parse(text: str) -> Any:
         raise ValueError(f"a schedule has at most {LONGEST_YAML} characters, not {len(text)}")
     try:
         _require_flat(text)
+        _require_once(yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {printable(' '.join(str(error).split()))}") from None
@@ -132,6 +133,19 @@ def _require_flat(text: str) -> None:
             raise ValueError("a schedule is written without references (*name)")
         if depth > _DEEPEST:
             raise ValueError("a schedule is no more than keys below keys, and this is nested too deeply")
+
+
+def _require_once(node: yaml.Node | None) -> None:
+    """Refuses a key that is written twice, of which YAML would take the last."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen = set()
+    for key, value in node.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""
+        if name and name in seen:
+            raise ValueError(f"{shown_name(name)}: is written twice; keep one of them")
+        seen.add(name)
+        _require_once(value)
 
 
 def _one_of(content: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

@@ -22,6 +22,7 @@ from fftlm_jax.raft.cycle_lr import CycleLR, Knobs
 from fftlm_jax.raft.lr_yaml import LONGEST_YAML, from_yaml, number
 from fftlm_jax.raft.tasks import TASKS, Pools, Task, make_pools, make_task
 from fftlm_jax.runtime.errors import ConfigError
+from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import read_bounded, shown
 from fftlm_jax.training.optimizer import build_optimizer
 
@@ -66,6 +67,10 @@ def task_of(config: Config) -> tuple[Task, Pools]:
     return task, pools
 
 
+def _is_yaml_line(source: str) -> bool:
+    return ":" in source and "://" not in source and not source.startswith("~")
+
+
 def with_yaml_text(config: Config) -> Config:
     """The config with the text of the file that `raft.lr_yaml` names in place of its path: the run's own from now on.
 
@@ -73,10 +78,10 @@ def with_yaml_text(config: Config) -> Config:
         ConfigError: if it cannot be read.
     """
     source = config.raft.lr_yaml
-    if not source or "\n" in source or (":" in source and not Path(source).is_file()):
+    if not source or "\n" in source or (_is_yaml_line(source) and not Path(source).is_file()):
         return config
     try:
-        text = read_bounded(Path(source), LONGEST_YAML).decode("utf-8")
+        text = read_bounded(local_path(source, "config.raft.lr_yaml"), LONGEST_YAML).decode("utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         reason = "it is no text" if isinstance(error, UnicodeDecodeError) else reason

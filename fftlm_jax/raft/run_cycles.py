@@ -98,7 +98,7 @@ class RaftRun:
             print(f"already finished: {results[-1].cycle} cycles are done, in {self.directory.root}")
             return _numbers(results)
         self.directory.write_config(to_dict(self.config))
-        self.directory.write_env()
+        changes = self.directory.write_env()
         self.recorder = RaftRecorder(self.config, self.directory, self.finished - 1)
         self.stack.callback(self.recorder.close)
         self.phases = self._build_phases()
@@ -106,6 +106,7 @@ class RaftRun:
         self.stack.callback(self.checkpoints.close)
         self.checkpoints.set_aside_from(self.finished, "its cycle is not done, or was moved away")
         notes = [*self.directory.notes, *self.checkpoints.notes]
+        notes += [f"environment changed: {name} {old!r} -> {new!r}" for name, (old, new) in changes.items()]
         self.recorder.started(self.task, self.pools, self.moved_to, results, notes)
         if not results:
             results.append(self._begin())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 from fftlm_jax.raft.lr_yaml import to_yaml
-from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 _SCHEDULES = ("constant", "exponential", "step", "wsd", "manual")
 _SUFFIXES = (".png", ".yaml", ".json")
@@ -249,5 +249,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--final", type=float, default=0.2, help="wsd: fraction of the base at the end")
     parser.add_argument("--rates", default="", help="manual: as in 5e-5,4e-5,3e-5")
     parser.add_argument("--min-lr", type=float, default=0.0, help="no cycle is below it")
-    parser.add_argument("--output", type=Path, help="write OUTPUT.png, .yaml and .json in place of printing the latter")
+    parser.add_argument(
+        "--output", type=path_option, help="write OUTPUT.png, .yaml and .json in place of printing the latter"
+    )
     return parser

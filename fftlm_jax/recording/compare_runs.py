@@ -6,7 +6,7 @@
 A run is a run directory, or a text log of the source document's program.
 """
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,8 @@ from fftlm_jax.recording.curves import use_log_scale
 from fftlm_jax.recording.history import Record
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime.errors import SaveError, UsageError
-from fftlm_jax.runtime.process import CommandParser, run_command
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
+from fftlm_jax.runtime.untrusted import log_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -38,8 +39,9 @@ _LOGARITHMIC = ("grad_norm", "rho")
 _SMOOTHED = ("loss", "grad_norm")
 _SMOOTHING_WINDOWS = 100
 # A validation line of the source's program; what it prints depends on its options, so only these two are required.
-_LOG_LINE = re.compile(r"^step:(?P<step>\d+)/\d+ val_loss:(?P<loss>[\d.]+)")
-_LOG_NUMBER = re.compile(r"\b(?P<name>lr_mul|spec_attn|spec_mlp):(?P<value>\[[^\]]*\]|[-\d.e]+)")
+_LOG_LINE = re.compile(r"^step:(?P<step>\d+)/\d+ val_loss:(?P<loss>[\d.]+|nan|-?inf)", re.I)
+_LOG_NUMBER = re.compile(r"\b(?P<name>lr_mul|spec_attn|spec_mlp):(?P<value>\[[^\]]*\]|[-+\w.]+)")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)", re.I)
 
 
 def read_run(path: Path) -> Series:
@@ -51,14 +53,14 @@ def read_run(path: Path) -> Series:
     if (path / "metrics.jsonl").is_file():
         return series_of_records(read_metrics(path / "metrics.jsonl"))
     if path.is_file():
-        series = series_of_log(path.read_text(errors="replace"))
+        series = series_of_log(log_text(path.read_bytes()))
         if series["val_loss"]:
             return series
     raise ValueError(f"{path} is neither a run directory nor a log with lines 'step:S/N val_loss:x ...'")
 
 
 def series_of_records(records: Sequence[Record]) -> Series:
-    """Points of the records of a `metrics.jsonl`; what is not finite is left out."""
+    """Points of the records of a `metrics.jsonl`, NaN for what is not finite."""
     train = [r for r in records if r["kind"] == "train"]
     series = {name: _points(train, name) for name in ("loss", "lr", "cutoff", "grad_norm")}
     series["bpb"] = _points([r for r in records if r["kind"] == "eval"], "bpb")
@@ -68,7 +70,10 @@ def series_of_records(records: Sequence[Record]) -> Series:
 
 
 def series_of_log(text: str) -> Series:
-    """Points of the validation lines of a text log. Its `lr_mul` is a multiplier, not a learning rate."""
+    """Points of the validation lines of a text log, NaN for what is not finite.
+
+    Its `lr_mul` is a multiplier, not a learning rate.
+    """
     series: dict[str, list[tuple[float, float]]] = {name: [] for name in PANELS}
     for line in text.splitlines():
         found = _LOG_LINE.match(line)
@@ -76,9 +81,9 @@ def series_of_log(text: str) -> Series:
             continue
         step = int(found["step"])
         series["val_loss"].append((step, float(found["loss"])))
-        numbers = {match["name"]: json.loads(match["value"]) for match in _LOG_NUMBER.finditer(line)}
-        if "lr_mul" in numbers:
-            series["lr"].append((step, numbers["lr_mul"]))
+        numbers = {m["name"]: list(map(float, _NUMBER.findall(m["value"]))) for m in _LOG_NUMBER.finditer(line)}
+        if numbers.get("lr_mul"):
+            series["lr"].append((step, numbers["lr_mul"][0]))
         rho = [x for name in ("spec_attn", "spec_mlp") for x in numbers.get(name, [])]
         if rho:
             series["rho"].append((step, _mean_abs(rho)))
@@ -112,18 +117,26 @@ def draw(runs: Mapping[str, Series], file: Path) -> None:
 
 
 def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
-    return [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    return [(r["step"], math.nan if r[name] is None else r[name]) for r in records if name in r]
 
 
 def _mean_abs(values: Sequence[float | None]) -> float:
-    return float(np.mean([abs(x) for x in values if x is not None]))
+    found = [abs(x) for x in values if x is not None and math.isfinite(x)]
+    return float(np.mean(found)) if found else math.nan
+
+
+def finite_part(series: Series) -> tuple[Series, dict[str, int]]:
+    """The points that can be drawn, and how many of each panel cannot."""
+    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
+    left_out = {name: len(points) - len(finite[name]) for name, points in series.items()}
+    return finite, {name: count for name, count in left_out.items() if count}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
     parser = CommandParser("fftlm compare", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories or text logs")
-    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="the picture to write")
+    parser.add_argument("runs", nargs="+", type=path_option, help="run directories or text logs")
+    parser.add_argument("--out", type=path_option, default=Path("compare.png"), help="the picture to write")
     args = parser.parse_args(arguments)
     return run_command(lambda: _compare(args.runs, args.out))
 
@@ -135,6 +148,10 @@ def _compare(paths: Sequence[Path], out: Path) -> None:
         runs = {label: read_run(path) for label, path in zip(labels, paths)}
     except ValueError as error:
         raise UsageError(f"RUN: {error}; name others.") from None
+    for label, series in runs.items():
+        runs[label], left_out = finite_part(series)
+        for name, count in left_out.items():
+            print(f"{label}: {count} of {len(series[name])} values of {name} are not finite and not drawn")
     if not any(points for series in runs.values() for points in series.values()):
         raise UsageError(f"RUN: {', '.join(labels)}: nothing is recorded yet; ask again later.")
     try:

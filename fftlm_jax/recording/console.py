@@ -9,6 +9,7 @@ a disk that stays full ends the run at its checkpoints long before it matters.
 import contextlib
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fftlm_jax.runtime.process import request_stop
+from fftlm_jax.runtime.streams import discard_output, is_terminal, print_line
 from fftlm_jax.runtime.untrusted import printable
 
 _BUFFER = 8192  # Bytes that wait for company before they are written.
@@ -155,9 +158,11 @@ class Console:
         if self._bar is not None:
             self._bar.clear()
         try:
-            print(line, flush=True)
+            print_line(line, sys.stdout)
         except BrokenPipeError:
-            raise
+            discard_output()  # A reader such as `head` has seen enough: the run is saved and ends.
+            if not request_stop(signal.SIGPIPE):
+                raise
         except OSError:
             pass  # Standard output goes to a full disk. It keeps the line for later, and run.log has it.
         if self._bar is not None:
@@ -165,7 +170,7 @@ class Console:
 
     def start_progress(self, done: int, total: int) -> None:
         """Shows a progress bar on a terminal; does nothing elsewhere."""
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=False, smoothing=0.05)
 
     def advance(self, loss: float) -> None:

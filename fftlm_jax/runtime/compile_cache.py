@@ -11,10 +11,12 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.streams import print_error
 from fftlm_jax.runtime.untrusted import file_sha256
 
 OFF, AUTO = "", "auto"
@@ -33,7 +35,11 @@ def use(setting: str, environment: Mapping[str, str]) -> None:
     """
     if setting == OFF or environment.get("CI") or environment.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    folder = default_folder(environment) if setting == AUTO else Path(setting).expanduser().resolve()
+    try:
+        folder = default_folder(environment) if setting == AUTO else local_path(setting, "compile_cache").resolve()
+    except UsageError as error:
+        print_error(f"WARNING: {error} Compiled programs are not kept.")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if setting == AUTO:
@@ -43,12 +49,10 @@ def use(setting: str, environment: Mapping[str, str]) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        print(
-            f"WARNING: {folder} cannot keep compiled programs ({error.strerror}); they are not kept.", file=sys.stderr
-        )
+        print_error(f"WARNING: {folder} cannot keep compiled programs ({error.strerror}); they are not kept.")
         return
     if removed:
-        print(f"WARNING: {folder}: {removed} unfinished or damaged entries were deleted.", file=sys.stderr)
+        print_error(f"WARNING: {folder}: {removed} unfinished or damaged entries were deleted.")
     import jax  # Late: main.py sets XLA's flags first.
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -63,7 +67,11 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     versions = "-".join(f"{name}{importlib.metadata.version(name)}" for name in ("jax", "jaxlib"))
     kind = environment.get("JAX_PLATFORMS") or "default"
-    return Path(base).expanduser().resolve() / "fftlm_jax" / f"{versions}-{_processor()}-{kind.replace(',', '+')}"
+    return (
+        local_path(base, "XDG_CACHE_HOME").resolve()
+        / "fftlm_jax"
+        / f"{versions}-{_processor()}-{kind.replace(',', '+')}"
+    )
 
 
 def seal(folder: Path) -> None:

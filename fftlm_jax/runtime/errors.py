@@ -1,7 +1,8 @@
 """Errors that end a run, each with its exit code. Their messages are whole sentences, printed without a traceback.
 
 0 finished, 1 usage, config or data, 3 non-finite numbers, 4 checkpoint unusable or resume mismatch, 5 run directory in
-use, 6 cannot save, 130/143 saved after SIGINT/SIGTERM.
+use, 6 cannot save, 128 + n saved after signal number n (130 SIGINT, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 141 where
+nobody reads standard output any more).
 """
 
 
@@ -52,7 +53,7 @@ class SaveError(RunError):
 
 
 class Interrupted(RunError):
-    """SIGINT or SIGTERM arrived; the step was finished and saved."""
+    """A signal that ends a process arrived; the step was finished and saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -9,12 +10,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from absl import logging
 
 from fftlm_jax.runtime.errors import RunError, UsageError
+from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.streams import discard_output, prepare_streams, print_error
 from fftlm_jax.runtime.untrusted import printable
 
 
@@ -23,11 +27,11 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         prog: what is typed, such as "fftlm generate".
-        text: what the command does and writes: the docstring of its module.
+        text: what the command does and writes: the docstring of its module, which `python -OO` strips.
     """
 
-    def __init__(self, prog: str, text: str) -> None:
-        first, _, rest = text.strip().partition("\n\n")
+    def __init__(self, prog: str, text: str | None) -> None:
+        first, _, rest = (text or "").strip().partition("\n\n")
         super().__init__(prog, None, first, rest, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
@@ -59,9 +63,20 @@ class CommandParser(argparse.ArgumentParser):
             named = vars(args).pop("workdir_option")
             if (args.workdir is None) == (named is None):
                 self.error("RUN: name one run directory")
-            args.workdir = args.workdir or named
+            try:
+                args.workdir = local_path(named if args.workdir is None else args.workdir, "RUN")
+            except UsageError as error:
+                self.error(str(error))
             self._import(vars(args).pop("modules"))
         return args
+
+
+def path_option(text: str) -> Path:
+    """The type of a command's options and arguments that are paths."""
+    try:
+        return local_path(text, "the path")
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("the path: ")) from None
 
 
 def import_from_here() -> None:
@@ -70,29 +85,57 @@ def import_from_here() -> None:
         sys.path.insert(0, os.getcwd())
 
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
 def run_command(action: Callable[[], int | None]) -> int:
     """Runs `action`; returns its exit code (None is 0), or that of the `RunError` it raised, printed as one line.
 
-    A closed pipe is no error.
+    Standard output that nobody reads any more is no error; one that cannot be written is.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every read and save at INFO and WARNING.
+    prepare_streams()
     try:
         code = action()
         sys.stdout.flush()
         return code or 0
     except RunError as error:
-        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+        print_error(f"{type(error).__name__}: {printable(str(error))}")
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever reads, such as `head`, has seen enough. The interpreter must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    except BrokenPipeError:  # Whoever reads, such as `head`, has seen enough.
+        discard_output()
+        return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNWRITABLE:
+            raise
+        discard_output()
+        print_error(f"UsageError: standard output cannot be written ({error.strerror}); send it elsewhere.")
+        return UsageError.exit_code
+
+
+# Ctrl-C and `kill` are always obeyed. The others are a dropped terminal (SIGHUP), what schedulers send before they
+# kill (SIGUSR1, SIGUSR2), and spent processor time (SIGXCPU); `nohup` and programs around this one may want them.
+_ALWAYS = ("SIGINT", "SIGTERM")
+_UNLESS_TAKEN = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+_active: list["Interrupts"] = []
+
+
+def request_stop(number: int) -> bool:
+    """Has every run of this process finish its step, save and leave, as if signal `number` had come.
+
+    Returns:
+        Whether there is one.
+    """
+    for interrupts in _active:
+        interrupts.requested = interrupts.requested or number
+    return bool(_active)
 
 
 class Interrupts:
-    """Context manager for SIGINT and SIGTERM: the first asks the loop to finish its step, save and leave.
+    """Context manager for signals that end a process: the first asks the loop to finish its step, save and leave.
 
-    A second one has its usual effect: it leaves at once.
+    A second one has its usual effect: it leaves at once. A signal that is ignored (`nohup`), or that the program around
+    this one handles, stays so, but for SIGINT and SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -101,11 +144,15 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():  # Elsewhere Python refuses to set handlers.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
+            for name in (*_ALWAYS, *_UNLESS_TAKEN):
+                number = getattr(signal, name, None)  # Windows has few of them.
+                if number and (name in _ALWAYS or signal.getsignal(number) == signal.SIG_DFL):
+                    self._previous[number] = signal.signal(number, self._request)
+        _active.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        _active.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

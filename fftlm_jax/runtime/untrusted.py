@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import reprlib
 import stat
 from collections.abc import Mapping
@@ -108,6 +109,19 @@ def printable(text: str) -> str:
     direction of writing, and halves of surrogate pairs.
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-9:;<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+_ENCODINGS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"))
+
+
+def log_text(content: bytes) -> str:
+    """A log as a person reads it: UTF-8, or UTF-16 where it begins with its mark, without colours.
+
+    What is not of the encoding is replaced.
+    """
+    encoding = next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8")
+    return _ESCAPE_SEQUENCE.sub("", content.decode(encoding, errors="replace"))
 
 
 def file_sha256(file: Path) -> str:

@@ -53,7 +53,7 @@ def _forward(u_BTD: jax.Array, kernel_HK: jax.Array) -> tuple[jax.Array, tuple[j
     T, (H, K) = u_BTD.shape[1], kernel_HK.shape
     n = fast_fft_length(T + K - 1)
     U_BHdF, k_HF = _transform(u_BTD, H, n), jnp.fft.rfft(kernel_HK, n=n)
-    return _transform_back(U_BHdF * k_HF[:, None], n, T), (U_BHdF, k_HF, kernel_HK)
+    return _transform_back(U_BHdF * k_HF[None, :, None], n, T), (U_BHdF, k_HF, kernel_HK)
 
 
 def _backward(saved: tuple[jax.Array, ...], dy_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -62,7 +62,7 @@ def _backward(saved: tuple[jax.Array, ...], dy_BTD: jax.Array) -> tuple[jax.Arra
     T, (H, K) = dy_BTD.shape[1], kernel_HK.shape
     n = fast_fft_length(T + K - 1)
     Y_BHdF = _transform(dy_BTD, H, n)
-    du_BTD = _transform_back(Y_BHdF * k_HF.conj()[:, None], n, T)
+    du_BTD = _transform_back(Y_BHdF * k_HF.conj()[None, :, None], n, T)
     dk_HK = jnp.fft.irfft(jnp.sum(Y_BHdF * U_BHdF.conj(), axis=(0, 2)), n=n)[:, :K]
     return du_BTD, dk_HK
 
@@ -135,7 +135,7 @@ def _direct(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
 
     def add_tap(carry: tuple[jax.Array, jax.Array], tap_D: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         delayed, y = carry
-        return (jnp.pad(delayed[:, :-1], ((0, 0), (1, 0), (0, 0))), y + tap_D * delayed), None
+        return (jnp.pad(delayed[:, :-1], ((0, 0), (1, 0), (0, 0))), y + tap_D[None, None] * delayed), None
 
     u = u_BTD.astype(jnp.float32)
     (_, y), _ = jax.lax.scan(add_tap, (u, jnp.zeros_like(u)), kernel_KD)

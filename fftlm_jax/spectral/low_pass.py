@@ -172,7 +172,8 @@ def mask_spectrum(spectrum_HK: jax.Array, low_pass: LowPass) -> jax.Array:
     passed = units.coefficients_passed(low_pass.cutoff, low_pass.bins, kernel_len)
     if passed == kernel_len:
         return spectrum_HK
-    return spectrum_HK * jnp.asarray(cosine_mask(passed, kernel_len), spectrum_HK.dtype)
+    mask_K = jnp.asarray(cosine_mask(passed, kernel_len), spectrum_HK.dtype)
+    return spectrum_HK * jnp.expand_dims(mask_K, tuple(range(spectrum_HK.ndim - 1)))
 
 
 def low_pass_signal(y_BTD: jax.Array, low_pass: LowPass, kernel_len: int) -> jax.Array:
@@ -196,7 +197,7 @@ def low_pass_signal(y_BTD: jax.Array, low_pass: LowPass, kernel_len: int) -> jax
     Y_BFD = jnp.fft.rfft(y_BTD.astype(jnp.float32), n=n, axis=1)
     passed = max(1, round(units.nyquist_fraction(low_pass.cutoff, low_pass.bins) * (n // 2)))
     mask_F = jnp.arange(Y_BFD.shape[1]) < passed
-    return jnp.fft.irfft(Y_BFD * mask_F[:, None], n=n, axis=1)[:, :T].astype(y_BTD.dtype)
+    return jnp.fft.irfft(Y_BFD * mask_F[None, :, None], n=n, axis=1)[:, :T].astype(y_BTD.dtype)
 
 
 def _minimum_phase_filtered(taps_HK: jax.Array, low_pass: LowPass) -> jax.Array:

@@ -33,6 +33,7 @@ from fftlm_jax.model import build, init_params
 from fftlm_jax.model.language_model import low_pass_at, masks_parameters
 from fftlm_jax.parallel import distribute, make_mesh, state_shardings, within
 from fftlm_jax.runtime.errors import CheckpointError
+from fftlm_jax.runtime.jax_settings import require_supported_settings
 from fftlm_jax.spectral import mask_spectrum
 from fftlm_jax.training.batches import StepWindows, windows_sharding
 from fftlm_jax.training.compiler import StepCompiler, StepVariant
@@ -42,7 +43,9 @@ from fftlm_jax.training.step import events, make_train_step, new_state
 
 
 def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None = None) -> Config:
-    """Validates a config. With `init.checkpoint`, the architecture is that of the run it names.
+    """Validates a config, and the settings of JAX that it would run under.
+
+    With `init.checkpoint`, the architecture is that of the run it names.
 
     So is, under a frozen backbone and in fine-tuning, the method of its cutoff: another would change what its kernels
     compute.
@@ -51,7 +54,11 @@ def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None 
         values: config with every key.
         saved_config: that of the run that is resumed, if any: it took its architecture over when it began, and the run
             it came from need not exist any more.
+
+    Raises:
+        RunError: for a config or a setting that cannot be used.
     """
+    require_supported_settings()
     config = read_config(values)
     if not config.init.checkpoint:
         return config

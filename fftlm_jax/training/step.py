@@ -26,6 +26,7 @@ from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.loss import objective_loss
 from fftlm_jax.optim import RadialStats, learning_rate_in_force, radial_statistics
 from fftlm_jax.parallel import constrain, replicated
+from fftlm_jax.runtime.jax_settings import random_key
 from fftlm_jax.spectral import LowPass
 
 
@@ -236,7 +237,7 @@ def make_train_step(
         average=averaging(config.optim.ema_decay),
         shardings=shardings,
     )
-    dropout_key = jax.random.key(config.seed + 1) if config.model.dropout else None
+    dropout_key = random_key(config.seed + 1) if config.model.dropout else None
 
     def train_step(
         state: TrainState, windows_ABW: jax.Array, restart: jax.Array, pulse: jax.Array, reduce_by: jax.Array

@@ -1,0 +1,49 @@
+"""Settings of JAX that the surrounding program or environment makes, as far as they change what a run computes."""
+
+from typing import Any
+
+import jax
+
+from fftlm_jax.runtime.errors import UsageError
+
+# Those that runs do not work under, with the only value that they take.
+_REQUIRED = {
+    "jax_enable_x64": False,
+    "jax_disable_jit": False,
+    "jax_debug_infs": False,
+    "jax_numpy_dtype_promotion": "standard",
+}
+# Those that are recorded, since other values give other numbers.
+_RECORDED = {
+    "matmul_precision": "jax_default_matmul_precision",
+    "threefry_partitionable": "jax_threefry_partitionable",
+}
+
+
+def require_supported_settings() -> None:
+    """Refuses settings under which runs end in a traceback or in states that no other process can read.
+
+    Raises:
+        UsageError: naming the first such setting.
+    """
+    for name, required in _REQUIRED.items():
+        found = getattr(jax.config, name)
+        found = getattr(found, "value", found)  # Some are enumerations.
+        if found != required:
+            raise UsageError(
+                f"{name.upper()}: is {found!r}, and runs work with {required!r} alone; unset the environment variable "
+                f"or call jax.config.update({name!r}, {required!r})."
+            )
+
+
+def recorded_settings() -> dict[str, Any]:
+    """Settings that change the numbers of a run, by name, as `env.json` keeps them."""
+    return {name: getattr(jax.config, setting) for name, setting in _RECORDED.items()}
+
+
+def random_key(seed: int) -> jax.Array:
+    """The key of a seed, of one implementation whatever JAX's default is.
+
+    Of others, such as `rbg`, the numbers of a row depend on the rows beside it.
+    """
+    return jax.random.key(seed, impl="threefry2x32")
