@@ -174,9 +174,16 @@ def get_config() -> ConfigDict:
     sample.ascii_only = False  # Whether to write nothing but printable ASCII, tabs and newlines.
 
     c.data = data = ConfigDict()
-    data.source = "python_stdlib"  # The corpus: python_stdlib (this Python's standard library) or files (path).
-    data.path = ""  # A file, a folder or a glob; if set, the source is files.
-    data.held_out = 0.1  # Fraction held out: of a single file its end, of many files by a hash of their names.
+    # The corpus: python_stdlib (this Python's standard library), files (path), or a text of `fftlm download`.
+    data.source = "python_stdlib"
+    # A file, a folder or a glob, also .gz, .bz2, .xz, .zst, .zip, .jsonl, .parquet; implies files. Packed files are
+    # unpacked once (data.cache); hidden files below a folder are left out.
+    data.path = ""
+    # Fraction held out: of a file its end, of many files by a hash of their names, of documents by one of theirs.
+    data.held_out = 0.1
+    data.text_field = "text"  # Field (.jsonl) or column (.parquet) that holds documents; "" reads these files as bytes.
+    data.separator = "\n\n"  # Bytes between documents.
+    data.cache = "auto"  # Folder of what is unpacked and downloaded; auto: fftlm_jax/texts in the user's cache folder.
 
     c.init = init = ConfigDict()
     init.checkpoint = ""  # Run directory (or checkpoints/<step> in it) whose weights to start from.

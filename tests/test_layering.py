@@ -139,6 +139,6 @@ def test_files_and_functions_stay_small_enough_to_read():
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80
     ]
     assert long == []
-    assert len(FILES) <= 136  # 130 rooms when built, and six for texts, streams and paths as people have them
+    assert len(FILES) <= 140  # 130 when the rooms were built, and ten for streams, paths and texts as people have them
     assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "evaluate.py", "exported.py"}
     assert len(list((PACKAGE / "training").glob("*.py"))) <= 12

@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": ("fftlm_jax.doctor.examine", "tell whether a run, or a text log, trains well"),
     "export": ("fftlm_jax.export.export_run", "write a run's model into a folder to give away"),
     "compare": ("fftlm_jax.recording.compare_runs", "draw runs side by side"),
+    "download": ("fftlm_jax.data.download", "fetch a public text such as enwik8"),
     "raft-report": ("fftlm_jax.raft.report", "write the report of a fine-tuning run"),
     "raft-advise": ("fftlm_jax.raft.advise", "give advice after each cycle of a fine-tuning run"),
     "lr-schedule": ("fftlm_jax.raft.schedule_calculator", "print learning rates of fine-tuning cycles"),

@@ -1,8 +1,8 @@
 """The config of a run: every key with its type, default, meaning, range, and what a resumed run may do with it.
 
-Each stands once, in its section in `keys_model.py` or `keys_run.py`. `configs/aligned.py` lists them all for people; a
-test holds that list equal. Rules between keys are in `rules.py`. Configs are frozen and hashable, so that they can be
-static arguments of compiled functions; `ModelConfig()` has the defaults.
+Each stands once, in its section in `keys_model.py`, `keys_run.py` or `keys_raft.py`. `configs/aligned.py` lists all of
+them for people; a test holds that list equal. Rules between keys are in `rules.py`. Configs are frozen and hashable, so
+that they can be static arguments of compiled functions; `ModelConfig()` has the defaults.
 
 Plain dataclasses and not pydantic: a config is read before jax is imported, so that a mistyped key is answered at once,
 and importing pydantic would add 0.2 s to the 0.3 s that this takes; nearest names, all rules between keys and what a
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fftlm_jax.config.keys_model import CurriculumConfig, LRConfig, ModelConfig, ObjectiveConfig, OptimConfig
+from fftlm_jax.config.keys_raft import RaftConfig
 from fftlm_jax.config.keys_run import (
     CheckpointConfig,
     DataConfig,
@@ -23,7 +24,6 @@ from fftlm_jax.config.keys_run import (
     InitConfig,
     MeshConfig,
     ProfileConfig,
-    RaftConfig,
     ResumeConfig,
     SampleConfig,
     TrainConfig,

@@ -1,7 +1,8 @@
 """Finds the files of a corpus, splits off the held-out part, and fingerprints it.
 
-Nothing is parsed: binary files and invalid UTF-8 are legal. Files are taken in sorted order, one behind the other. A
-small corpus is read into memory; of a larger one only what is asked for is read, when it is.
+Plain files are not parsed: binary files and invalid UTF-8 are legal. Files are taken in sorted order, one behind the
+other; packed ones are unpacked first. A small corpus is read into memory; of a larger one only what is asked for is
+read, when it is.
 """
 
 import glob
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from fftlm_jax.config.schema import Config
 from fftlm_jax.data.byte_sequence import ByteSequence, bytes_of_files, joined
+from fftlm_jax.data.download import TEXTS, downloaded
+from fftlm_jax.data.formats import format_of
+from fftlm_jax.data.looks import SAMPLE, entropy_fault, is_pointer, what_it_looks_like
+from fftlm_jax.data.unpacked import AS_USUAL, HELD_OUT, Part, ReadingProgress, TextOptions, cache_folder, unpacked
 from fftlm_jax.runtime.errors import DataError
 from fftlm_jax.runtime.paths import local_path
 
@@ -30,75 +34,177 @@ _STDLIB_SKIPPED = {"test", "tests", "idle_test", "__pycache__", "site-packages",
 
 
 class Corpus(NamedTuple):
-    """Training and held-out bytes, a SHA-256 over names, sizes and contents, and a line about it."""
+    """Training and held-out bytes, a SHA-256 over names, sizes and contents, a line about it, and what looks wrong."""
 
     train: ByteSequence
     held_out: ByteSequence
     fingerprint: str
     description: str
+    warnings: tuple[str, ...] = ()
 
 
-def load_corpus(source: str, path: str, held_out: float, *, window: int) -> Corpus:
+def load_corpus(source: str, path: str, held_out: float, *, window: int, options: TextOptions = AS_USUAL) -> Corpus:
     """Loads and splits a corpus.
 
     Many files are split by a hash of their name, so that a file stays on its side when others come or go; of a single
-    file the last part is held out.
+    file the last part is held out. Files that hold documents are split by document, see `unpacked.py`; a public text
+    as `download.py` says.
 
     Args:
-        source: `python_stdlib` (the source of this Python's standard library) or `files`; a path implies the latter.
-        path: a file, a folder (all files below it) or a glob (`**` matches folders).
+        source: `python_stdlib` (the source of this Python's standard library), `files`, or a public text by name; a
+            path implies `files`.
+        path: a file, a folder (all files below it, but for hidden ones) or a glob (`**` matches folders).
         held_out: fraction to hold out, in (0, 1).
         window: bytes of one training window; both parts must hold at least one.
+        options: how compressed files and files of documents are read.
 
     Raises:
         DataError: when nothing is found, or something cannot be read, is empty or is too short.
     """
-    labels, files = zip(*(_files(str(local_path(path, "data.path"))) if path else _standard_library()))
-    name = path or "the Python standard library"
-    whole: ByteSequence = bytes_of_files(files, "data.path")
+    name = path or ("the Python standard library" if source == "python_stdlib" else source)
+    parts, notes = _parts(source, path, held_out, options)
+    whole: ByteSequence = bytes_of_files([part.file for part in parts], "data.path")
     borders = list(accumulate(whole.files.sizes, initial=0))
     size = borders[-1]
     if not size:
         raise DataError(f"data.path: {name} is empty; name a corpus of at least {2 * window} bytes.")
     if size <= MEMORY_LIMIT:
         whole = np.asarray(whole)
-    fingerprint = _fingerprint(labels, borders, whole)
-    if len(files) == 1:
-        cut = size - max(round(size * held_out), 0)
-        train, held = whole[:cut], whole[cut:]
-    else:
-        held_labels = _held_out_labels(labels, held_out)
-        sides: tuple[list[ByteSequence], list[ByteSequence]] = [], []
-        for label, (start, end) in zip(labels, pairwise(borders)):
-            sides[label in held_labels].append(whole[start:end])
-        train, held = (np.concatenate(side) if isinstance(whole, np.ndarray) else joined(side) for side in sides)
+    fingerprint = _fingerprint([part.label for part in parts], borders, whole)
+    train, held = _sides(source, parts, borders, whole, held_out)
     for part, what in ((train, "training"), (held, "held-out")):
         if len(part) < window:
             raise DataError(
                 f"data.path: {name} has {size} bytes, of which {len(part)} fall to the {what} part, but a window needs "
                 f"{window}; use a longer corpus, a shorter model.seq_len or another data.held_out."
             )
-    files_text = "1 file" if len(files) == 1 else f"{len(files)} files"
-    description = f"{name}: {files_text}, {len(train):,} bytes for training, {len(held):,} held out"
-    return Corpus(train, held, fingerprint, description)
+    files = len({part.label.partition("#")[0] for part in parts})
+    files_text = "1 file" if files == 1 else f"{files} files"
+    description = f"{name}: {files_text}, {len(train):,} bytes for training, {len(held):,} held out{notes}"
+    return Corpus(train, held, fingerprint, description, _warnings(name, parts, borders, whole))
 
 
-def _files(path: str) -> list[tuple[str, Path]]:
-    """(label, file) pairs, sorted by label; labels are relative to the folder, so a moved corpus stays the same."""
+def _parts(source: str, path: str, held_out: float, options: TextOptions) -> tuple[list[Part], str]:
+    """The plain files of a corpus, and what else to say of it."""
+    if not path and source == "python_stdlib":
+        return [Part(label, file) for label, file in _standard_library()], ""
+    if not path:
+        return [Part(source, downloaded(source, cache_folder(options.cache, os.environ)))], f"; {TEXTS[source].split}"
+    found, hidden = _files(str(local_path(path, "data.path")))
+    parts: list[Part] = []
+    for label, file in found:
+        kind = format_of(file.name, options.text_field)
+        parts += [Part(label, file)] if kind.is_plain else unpacked(label, file, kind, held_out, options)
+    _refuse_pointers(parts)
+    return parts, f" ({hidden} hidden or repeated files left out)" if hidden else ""
+
+
+def _sides(
+    source: str, parts: Sequence[Part], borders: Sequence[int], whole: ByteSequence, held_out: float
+) -> tuple[ByteSequence, ByteSequence]:
+    """The training and the held-out bytes."""
+    size = borders[-1]
+    if len(parts) == 1 and not parts[0].side:
+        standard = TEXTS[parts[0].label].borders if source in TEXTS and parts[0].label == source else None
+        cut, end = standard or (size - max(round(size * held_out), 0), size)
+        return whole[:cut], whole[cut:end]
+    undecided = [part.label for part in parts if not part.side]
+    is_mixed = len(undecided) < len(parts)
+    held_labels = _held_out_labels(undecided, held_out, may_be_empty=is_mixed) if undecided else set()
+    sides: tuple[list[ByteSequence], list[ByteSequence]] = [], []
+    for part, (start, end) in zip(parts, pairwise(borders)):
+        sides[part.side == HELD_OUT or part.label in held_labels].append(whole[start:end])
+    none = whole[:0]
+    if isinstance(whole, np.ndarray):
+        return np.concatenate([none, *sides[0]]), np.concatenate([none, *sides[1]])
+    return joined([none, *sides[0]]), joined([none, *sides[1]])
+
+
+def _refuse_pointers(parts: Sequence[Part]) -> None:
+    """Refuses a corpus that consists of Git's pointers to files that were not fetched."""
+    if parts and all(is_pointer(_beginning(part.file)) for part in parts):
+        raise DataError(
+            f"data.path: {parts[0].file} is a Git LFS pointer and not the file itself; run `git lfs pull` beside it."
+        )
+
+
+def _warnings(name: str, parts: Sequence[Part], borders: Sequence[int], whole: ByteSequence) -> tuple[str, ...]:
+    """What betrays that a corpus is not what its user takes it for, a sentence each."""
+    found = []
+    strange = [(part.file, kind) for part in parts if (kind := what_it_looks_like(_beginning(part.file)))]
+    if strange:
+        more = f" (and {len(strange) - 1} more files like it)" if len(strange) > 1 else ""
+        found.append(
+            f"data.path: {strange[0][0].name} looks like {strange[0][1]}{more}; a model would learn noise: unpack or "
+            "convert it, or let its name end as its format does (.gz, .bz2, .xz, .zst, .zip, .parquet)"
+        )
+    pointers = sum(is_pointer(_beginning(part.file)) for part in parts)
+    if pointers:
+        found.append(
+            f"data.path: {pointers} files are Git LFS pointers; run `git lfs pull` to fetch what they stand for"
+        )
+    starts = np.linspace(0, max(0, borders[-1] - SAMPLE), 4).astype(int)
+    sample = np.concatenate([np.asarray(whole[start : start + SAMPLE]) for start in np.unique(starts)])
+    if fault := entropy_fault(sample):
+        found.append(f"data.path: {name} {fault}")
+    return tuple(found)
+
+
+def _beginning(file: Path) -> bytes:
+    try:
+        with open(file, "rb") as handle:
+            return handle.read(512)
+    except OSError:
+        return b""  # The next one to read it says so.
+
+
+def _files(path: str) -> tuple[list[tuple[str, Path]], int]:
+    """(label, file) pairs, sorted by label, and how many files were left out.
+
+    Labels are relative to the folder, so a moved corpus stays the same. Below a folder, hidden files and folders (those
+    of version control among them) are left out, and so are further names of the same file: it would be on both sides.
+    """
     root = Path(path)
     if root.is_file():
-        return [(root.name, root)]
+        return [(root.name, root)], 0
+    hidden = 0
     if root.is_dir():
-        found = [p for p in root.rglob("*") if p.is_file()]
-        labelled = [(p.relative_to(root).as_posix(), p) for p in found]
+        labelled, hidden = _below(root)
     else:
         found = [Path(p) for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
         base = Path(os.path.commonpath([p.parent for p in found])) if found else root
         labelled = [(p.relative_to(base).as_posix(), p) for p in found]
-    if not found:
-        problem = "holds no files" if root.is_dir() else "does not exist and matches no file as a glob"
+    unique: dict[tuple[int, int], tuple[str, Path]] = {}
+    for label, file in sorted(labelled):
+        status = file.stat()
+        unique.setdefault((status.st_dev, status.st_ino), (label, file))
+    if not unique:
+        problem = "does not exist and matches no file as a glob"
+        if root.is_dir():
+            problem = f"holds hidden files alone ({hidden})" if hidden else "holds no files"
         raise DataError(f"data.path: {path} {problem}; name a file, a folder or a glob.")
-    return sorted(labelled)
+    return sorted(unique.values()), hidden + len(labelled) - len(unique)
+
+
+def _below(root: Path) -> tuple[list[tuple[str, Path]], int]:
+    """Files below a folder, and how many hidden ones there are; links to folders are not followed."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"data.path: {error.filename} cannot be read ({error.strerror}); mend its rights or leave it out."
+        )
+
+    found: list[tuple[str, Path]] = []
+    hidden = 0
+    for folder, _, names in os.walk(root, onerror=refuse):
+        is_hidden = any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
+        for name in names:
+            file = Path(folder, name)
+            if is_hidden or name.startswith("."):
+                hidden += 1
+            elif file.is_file():
+                found.append((file.relative_to(root).as_posix(), file))
+    return found, hidden
 
 
 def _standard_library() -> list[tuple[str, Path]]:
@@ -118,21 +224,21 @@ def _fingerprint(labels: Sequence[str], borders: Sequence[int], whole: ByteSeque
     There is no shorter way to it by sizes and times of change: whatever restores a file's time would be missed.
     """
     digest = hashlib.sha256()
-    # Shown on terminals, where it takes a while.
-    bar_options = {"unit": "B", "unit_scale": True, "leave": False, "delay": 3, "disable": None}
-    with tqdm(total=borders[-1], desc="reading the corpus", **bar_options) as bar:
+    with ReadingProgress("reading the corpus", borders[-1]) as progress:
         for label, (start, end) in zip(labels, pairwise(borders)):
             digest.update(f"{label}\0{end - start}\0".encode(errors="surrogateescape"))
             for at in range(start, end, _CHUNK):
                 until = min(at + _CHUNK, end)
                 digest.update(np.asarray(whole[at:until]))
-                bar.update(until - at)
+                progress.advance(until - at)
     return digest.hexdigest()
 
 
-def _held_out_labels(labels: Sequence[str], fraction: float) -> set[str]:
+def _held_out_labels(labels: Sequence[str], fraction: float, *, may_be_empty: bool) -> set[str]:
     by_hash = sorted((_unit_hash(label), label) for label in labels)
     held = {label for value, label in by_hash if value < fraction}
+    if may_be_empty:  # Files of documents are on both sides.
+        return held
     # Few files may all fall on one side: then the file nearest to the border changes over.
     if not held:
         return {by_hash[0][1]}
@@ -147,4 +253,5 @@ def _unit_hash(label: str) -> float:
 def load_run_corpus(config: Config) -> Corpus:
     """The corpus of a config, checked to hold at least one window on either side."""
     data, model = config.data, config.model
-    return load_corpus(data.source, data.path, data.held_out, window=model.seq_len + model.chunk)
+    options = TextOptions(data.text_field, data.separator, data.cache)
+    return load_corpus(data.source, data.path, data.held_out, window=model.seq_len + model.chunk, options=options)

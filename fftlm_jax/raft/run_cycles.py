@@ -20,7 +20,7 @@ import jax
 
 from fftlm_jax.checkpoints.run_directory import RunDirectory
 from fftlm_jax.checkpoints.save_restore import Checkpoints
-from fftlm_jax.config.keys_run import RaftConfig
+from fftlm_jax.config.keys_raft import RaftConfig
 from fftlm_jax.config.reading import refuse_changes, to_dict
 from fftlm_jax.config.schema import Config, keys
 from fftlm_jax.model import build

@@ -131,6 +131,11 @@ def request_stop(number: int) -> bool:
     return bool(_active)
 
 
+def stop_requested() -> int | None:
+    """The number of the signal that asked a run of this process to stop, if one did: for long work before its steps."""
+    return next((interrupts.requested for interrupts in _active if interrupts.requested), None)
+
+
 class Interrupts:
     """Context manager for signals that end a process: the first asks the loop to finish its step, save and leave.
 

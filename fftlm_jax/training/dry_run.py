@@ -32,7 +32,7 @@ def dry_run(values: Mapping[str, Any]) -> None:
         print(f"{section}: {keys}")
     for finding in advice(config):
         print(f"\n{words(finding)}")
-    print(f"\n{corpus.description}")
+    print("\n".join(["", corpus.description, *(f"WARNING: {warning}" for warning in corpus.warnings)]))
     graph, params = build(config.model)
     print(_parameter_table(params))
     mesh = run_parts.build_mesh(config)

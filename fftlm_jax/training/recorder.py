@@ -90,6 +90,8 @@ class Recorder:
         """The first lines of a run."""
         self._mfu_of_a_byte = utilisation(self.config, params, bytes_per_second=1.0)
         self.console.say(corpus.description)
+        for warning in corpus.warnings:
+            self.console.say(f"WARNING: {warning}")
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
         self.console.say(f"optimizer: {routing_words(trained(self.config, params), self.config.optim.name)}")

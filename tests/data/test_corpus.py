@@ -79,14 +79,20 @@ def test_a_fingerprint_stays_what_it_was(tmp_path):
     assert found == "c94b3f9a683f48b117f0cb72b50da3116fe3c1029a663f9da0a9950151b870f4"
 
 
-def test_reading_a_corpus_shows_how_far_it_is_on_a_terminal_and_nothing_elsewhere(tmp_path, monkeypatch, capsys):
+def test_reading_a_corpus_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
+    """By a bar on a terminal, by a line now and then elsewhere, by nothing where it takes no time."""
     (tmp_path / "one").write_bytes(b"some bytes" * 20)
     (tmp_path / "two").write_bytes(b"\0\xff" * 50)
     load_corpus("files", str(tmp_path), 0.1, window=8)
     assert capsys.readouterr() == ("", "")
+    with monkeypatch.context() as patch:
+        patch.setattr("fftlm_jax.data.unpacked._SECONDS", 0.0)
+        load_corpus("files", str(tmp_path), 0.1, window=8)
+        assert capsys.readouterr() == ("reading the corpus: 67%\nreading the corpus: 100%\n", "")
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     at_once = lambda **options: tqdm(**{**options, "delay": 0, "leave": True, "file": terminal})
-    monkeypatch.setattr("fftlm_jax.data.corpus.tqdm", at_once)
+    monkeypatch.setattr("fftlm_jax.data.unpacked.tqdm", at_once)
+    monkeypatch.setattr("fftlm_jax.data.unpacked.is_terminal", lambda stream: True)
     load_corpus("files", str(tmp_path), 0.1, window=8)
     assert "reading the corpus: 100%" in terminal.getvalue() and "300/300" in terminal.getvalue()

@@ -16,8 +16,8 @@ FILES = sorted(
 )
 SERIALISERS = {"pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "_pickle", "jsonpickle"}
 NETWORK = {"socket", "http", "urllib", "requests", "ftplib", "asyncio", "socketserver", "xmlrpc", "smtplib", "ssl"}
-# Files that may use the network, and what for. None does: corpora are files.
-ON_THE_NETWORK: dict[str, str] = {}
+# Files that may use the network, and what for.
+ON_THE_NETWORK = {"fftlm_jax/data/download.py": "fetches public texts when it is asked to"}
 TORCH_PEERS = ("experiments/torch_peers.py", "experiments/nanogpt_peer.py")  # What benchmarks compare with.
 # Attributes by the last name of what they are taken from.
 FORBIDDEN_CALLS = {

@@ -1,0 +1,219 @@
+"""Texts that are not plain files, unpacked once into a folder and found there again.
+
+What is unpacked is named by the SHA-256 of the packed file and of how it is read, and is checked by its own when it is
+found again, so a changed or damaged file is unpacked anew. Documents are split here, each whole, by a hash of their
+content: the same document is on the same side in every corpus, and repeated ones never fall on both.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from fftlm_jax.data.formats import Format, documents, read_pieces
+from fftlm_jax.runtime.errors import DataError, Interrupted
+from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.process import stop_requested
+from fftlm_jax.runtime.streams import is_terminal, print_line
+from fftlm_jax.runtime.untrusted import file_sha256, read_json
+
+AUTO = "auto"
+TRAIN, HELD_OUT, WHOLE = "train", "held_out", "whole"
+_VERSION = 1  # Of what is written for a packed file.
+_SECONDS = 10.0  # Between two lines where there is no terminal.
+
+
+class TextOptions(NamedTuple):
+    """How texts that are not plain files are read.
+
+    Attributes:
+        text_field: field of JSON lines, or column of Parquet files, that holds a document; "" to read them as bytes.
+        separator: bytes between documents.
+        cache: folder for what was unpacked, or `auto`.
+    """
+
+    text_field: str = "text"
+    separator: str = "\n\n"
+    cache: str = AUTO
+
+
+AS_USUAL = TextOptions()
+
+
+class Part(NamedTuple):
+    """A plain file of a corpus; its label is part of the fingerprint, and its side is "" where it is not decided."""
+
+    label: str
+    file: Path
+    side: str = ""
+
+
+def cache_folder(setting: str, environment: Mapping[str, str]) -> Path:
+    """The folder of what was unpacked and downloaded.
+
+    Raises:
+        UsageError: where there is no home folder to put it in.
+    """
+    if setting != AUTO:
+        return local_path(setting, "data.cache")
+    return local_path(environment.get("XDG_CACHE_HOME") or "~/.cache", "data.cache") / "fftlm_jax" / "texts"
+
+
+def unpacked(label: str, file: Path, found: Format, held_out: float, options: TextOptions) -> list[Part]:
+    """The plain files of a packed one: both sides of its documents, or the whole.
+
+    Raises:
+        DataError: for a file that cannot be read, or where nothing can be written. Interrupted: by a signal.
+    """
+    has_documents = found.content != "bytes"
+    how = f"{_VERSION}\0{found}\0{held_out if has_documents else ''}\0"
+    how += f"{options.text_field}\0{options.separator}" if has_documents else ""
+    try:
+        with ReadingProgress(f"checking {file.name}", file.stat().st_size) as progress:
+            name = hashlib.sha256(how.encode(errors="surrogatepass") + _sha256(file, progress)).hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"data.path: {file} cannot be read ({error.strerror}); bring it back or leave it out."
+        ) from None
+    entry = cache_folder(options.cache, os.environ) / name
+    if not _is_whole(entry):
+        _write_entry(entry, file, found, held_out, options)
+    return [Part(f"{label}#{side.name}", side, _side_of(side)) for side in sorted(entry.iterdir()) if _is_text(side)]
+
+
+def _is_text(file: Path) -> bool:
+    return file.name in (TRAIN, HELD_OUT, WHOLE)
+
+
+def _side_of(file: Path) -> str:
+    return "" if file.name == WHOLE else file.name
+
+
+def _sha256(file: Path, progress: "ReadingProgress") -> bytes:
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+            progress.advance(len(piece))
+    return digest.digest()
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        listed = read_json(entry / "sha256.json")
+        return bool(listed) and all(file_sha256(entry / name) == value for name, value in listed.items())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _write_entry(entry: Path, file: Path, found: Format, held_out: float, options: TextOptions) -> None:
+    """Unpacks beside the entry and renames: what bears its name is complete."""
+    temporary = entry.with_name(f"{entry.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(entry, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with ReadingProgress(f"unpacking {file.name}", file.stat().st_size) as progress:
+            if found.content == "bytes":
+                _write(temporary / WHOLE, read_pieces(file, found.compression, progress.advance))
+            else:
+                _write_documents(temporary, file, found, held_out, options, progress)
+        texts = {path.name: file_sha256(path) for path in temporary.iterdir()}
+        (temporary / "sha256.json").write_text(json.dumps(texts))
+        with contextlib.suppress(OSError):  # Another process was faster, with the same bytes.
+            temporary.rename(entry)
+    except OSError as error:
+        raise DataError(
+            f"data.cache: {entry.parent} cannot take what {file} unpacks to ({error.strerror}); name another folder."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(target: Path, pieces: Iterator[bytes]) -> None:
+    with open(target, "wb") as handle:
+        for piece in pieces:
+            handle.write(piece)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _write_documents(
+    folder: Path, file: Path, found: Format, held_out: float, options: TextOptions, progress: "ReadingProgress"
+) -> None:
+    """Writes both sides; a single document is written as a whole, to be cut like a plain file."""
+    separator = options.separator.encode("utf-8", errors="surrogateescape")
+    lowest: tuple[float, int] | None = None
+    highest: tuple[float, int] | None = None
+    moved: tuple[int, str] | None = None
+    for _ in range(2):
+        counts = {TRAIN: 0, HELD_OUT: 0}
+        with open(folder / TRAIN, "wb") as train, open(folder / HELD_OUT, "wb") as held:
+            handles: dict[str, Any] = {TRAIN: train, HELD_OUT: held}
+            for number, document in enumerate(documents(file, found, options.text_field, progress.advance)):
+                place = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
+                side = HELD_OUT if place < held_out else TRAIN
+                if moved and moved[0] == number:
+                    side = moved[1]
+                lowest = min(lowest or (place, number), (place, number))
+                highest = max(highest or (place, number), (place, number))
+                handles[side].write(document)
+                handles[side].write(separator)
+                counts[side] += 1
+            for handle in handles.values():
+                handle.flush()
+                os.fsync(handle.fileno())
+        if sum(counts.values()) < 2 or all(counts.values()):
+            break
+        # Few documents may all fall on one side: then the one nearest to the border changes over.
+        moved = (lowest[1], HELD_OUT) if not counts[HELD_OUT] else (highest[1], TRAIN)
+    if sum(counts.values()) < 2:
+        only = TRAIN if counts[TRAIN] else HELD_OUT
+        (folder / only).rename(folder / WHOLE)
+        (folder / (HELD_OUT if only == TRAIN else TRAIN)).unlink()
+        with open(folder / WHOLE, "r+b") as handle:
+            handle.truncate(max(0, os.fstat(handle.fileno()).st_size - len(separator)))
+
+
+class ReadingProgress:
+    """Shows how much of something was read: a bar on a terminal, a line now and then elsewhere; ends it on a signal.
+
+    Args:
+        what: what is done, such as "unpacking a.jsonl.zst".
+        total: bytes.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done, self._line = what, total, 0, time.monotonic() + _SECONDS
+        options = {"unit": "B", "unit_scale": True, "leave": False, "delay": 3}
+        self._bar = tqdm(total=total, desc=what, **options) if is_terminal(sys.stderr) else None
+
+    def __enter__(self) -> "ReadingProgress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int) -> None:
+        """Counts bytes.
+
+        Raises:
+            Interrupted: if a signal asked this process to stop.
+        """
+        self._done += count
+        if number := stop_requested():
+            raise Interrupted(f"stopped while {self._what}; nothing was lost", number)
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() > self._line:
+            self._line = time.monotonic() + _SECONDS
+            with contextlib.suppress(OSError):
+                print_line(f"{self._what}: {self._done / max(self._total, 1):.0%}", sys.stdout)
