@@ -87,7 +87,7 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int, options
 def _parts(source: str, path: str, held_out: float, options: TextOptions) -> tuple[list[Part], str]:
     """The plain files of a corpus, and what else to say of it."""
     if not path and source == "python_stdlib":
-        return [Part(label, file) for label, file in _standard_library()], ""
+        return [Part(label, file) for label, file in standard_library()], ""
     if not path:
         return [Part(source, downloaded(source, cache_folder(options.cache, os.environ)))], f"; {TEXTS[source].split}"
     found, hidden = _files(str(local_path(path, "data.path")))
@@ -207,7 +207,8 @@ def _below(root: Path) -> tuple[list[tuple[str, Path]], int]:
     return found, hidden
 
 
-def _standard_library() -> list[tuple[str, Path]]:
+def standard_library() -> list[tuple[str, Path]]:
+    """(label, file) pairs of the source of this Python's standard library, without its tests, sorted by label."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files: list[Path] = []
     for folder, folders, names in os.walk(root):
