@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(__doc__)
+        print(__doc__ or "")
         print("\n".join(f"    {command:12} {what}" for command, (_, what) in COMMANDS.items()))
         return 0
     if name not in COMMANDS:

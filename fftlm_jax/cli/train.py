@@ -79,7 +79,7 @@ def _train(arguments: list[str]) -> None:
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the command line; whatever is wrong with it, or a missing config file, is said in one line."""
     if {"--help", "-h", "--helpshort", "--helpfull"} & set(arguments):
-        print(f"{__doc__}\n--config=FILE: a config file, one of configs/*.py")
+        print(f"{__doc__ or ''}\n--config=FILE: a config file, one of configs/*.py")
         for option in _OPTIONS:
             print(f"--{option.name}: {flags.FLAGS[option.name].help}")
         sys.exit(0)

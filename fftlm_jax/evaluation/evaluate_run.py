@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> None:
     generation, generation_notes = _generation(args, saved, text, corpus)
     found = {
         "weights": "average" if args.ema else "raw",
-        "text": args.text or "held out",
+        "text": str(args.text or "held out"),
         **results(saved, tally, len(text)),
         "by_context": by_context,
         "generation": generation,

@@ -6,13 +6,15 @@ import jax
 
 from fftlm_jax.runtime.errors import UsageError
 
-# Those that runs do not work under, with the only value that they take.
+# Those that runs do not work under, with the value that they need.
 _REQUIRED = {
     "jax_enable_x64": False,
     "jax_disable_jit": False,
     "jax_debug_infs": False,
     "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
 }
+_HARMLESS = ("warn",)
 # Those that are recorded, since other values give other numbers.
 _RECORDED = {
     "matmul_precision": "jax_default_matmul_precision",
@@ -29,7 +31,7 @@ def require_supported_settings() -> None:
     for name, required in _REQUIRED.items():
         found = getattr(jax.config, name)
         found = getattr(found, "value", found)  # Some are enumerations.
-        if found != required:
+        if found != required and found not in _HARMLESS:
             raise UsageError(
                 f"{name.upper()}: is {found!r}, and runs work with {required!r} alone; unset the environment variable "
                 f"or call jax.config.update({name!r}, {required!r})."

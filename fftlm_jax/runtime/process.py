@@ -97,7 +97,8 @@ def run_command(action: Callable[[], int | None]) -> int:
     prepare_streams()
     try:
         code = action()
-        sys.stdout.flush()
+        if not sys.stdout.closed:
+            sys.stdout.flush()
         return code or 0
     except RunError as error:
         print_error(f"{type(error).__name__}: {printable(str(error))}")

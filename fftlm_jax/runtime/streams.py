@@ -23,7 +23,7 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure") and not stream.closed:
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -54,7 +54,7 @@ def print_error(line: str) -> None:
 
 def is_terminal(stream: Any) -> bool:
     """Whether a stream is there and is a terminal."""
-    return stream is not None and not getattr(stream, "closed", False) and stream.isatty()
+    return not getattr(stream, "closed", False) and bool(getattr(stream, "isatty", bool)())
 
 
 def discard_output() -> None:
