@@ -151,7 +151,7 @@ def _documents_of_lines(lines: Iterator[bytes], file: Path, text_field: str) -> 
             raise DataError(
                 f"{where} is no JSON object; mend it, or read the file as it is by its plain name."
             ) from None
-        if not isinstance(text, str):
+        if text is not None and not isinstance(text, str):
             raise DataError(f"{where}: {text_field!r} is {shown(text)} and no text; set data.text_field.")
         if text:
             yield text.encode("utf-8", errors="surrogatepass")

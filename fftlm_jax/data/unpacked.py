@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -116,10 +117,10 @@ def _is_whole(entry: Path) -> bool:
 
 def _write_entry(entry: Path, file: Path, found: Format, held_out: float, options: TextOptions) -> None:
     """Unpacks beside the entry and renames. Nothing is synced: after a power cut the hashes do not match."""
-    temporary = entry.with_name(f"{entry.name}.{os.getpid()}")
+    temporary = entry  # Until there is one.
     try:
-        shutil.rmtree(entry, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
         with ReadingProgress(f"unpacking {file.name}", file.stat().st_size) as progress:
             if found.content == "bytes":
                 _write(temporary / WHOLE, read_pieces(file, found.compression, progress.advance))
@@ -127,14 +128,19 @@ def _write_entry(entry: Path, file: Path, found: Format, held_out: float, option
                 _write_documents(temporary, file, found, held_out, options, progress)
         texts = {path.name: file_sha256(path) for path in temporary.iterdir()}
         (temporary / "sha256.json").write_text(json.dumps(texts))
-        with contextlib.suppress(OSError):  # Another process was faster, with the same bytes.
+        try:
             temporary.rename(entry)
+        except OSError:
+            if not _is_whole(entry):  # Else another process was faster, with the same bytes, and reads them already.
+                shutil.rmtree(entry, ignore_errors=True)
+                temporary.rename(entry)
     except OSError as error:
         raise DataError(
             f"data.cache: {entry.parent} cannot take what {file} unpacks to ({error.strerror}); name another folder."
         ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary != entry:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(target: Path, pieces: Iterator[bytes]) -> None:

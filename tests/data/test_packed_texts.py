@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow
@@ -181,7 +182,7 @@ def test_a_bomb_is_refused(tmp_path, cache, suffix):
     ),
 )
 def test_a_line_that_is_no_document_is_named(tmp_path, line, message):
-    (tmp_path / "d.jsonl").write_text('{"text": "good"}\n' + line)
+    (tmp_path / "d.jsonl").write_text('{"text": "good", "number": 1}\n' + line + '\n{"text": null}\n')
     with pytest.raises(DataError, match=message):
         load(tmp_path / "d.jsonl")
 
@@ -257,3 +258,12 @@ def test_pointers_to_files_that_git_did_not_fetch_are_no_corpus(tmp_path):
             load(path)
     write_words(tmp_path / "words.txt")
     assert "2 files are Git LFS pointers" in " ".join(load(tmp_path).warnings)
+
+
+def test_several_processes_may_unpack_the_same_text_at_once(tmp_path, cache):
+    """Here threads; each finds the whole text, and nothing temporary stays."""
+    write_documents(tmp_path / "d.jsonl.gz", DOCUMENTS)
+    with ThreadPoolExecutor(4) as pool:
+        fingerprints = list(pool.map(lambda _: load(tmp_path / "d.jsonl.gz").fingerprint, range(8)))
+    assert len(set(fingerprints)) == 1
+    assert len(list(cache.iterdir())) == 1
