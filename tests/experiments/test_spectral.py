@@ -80,7 +80,8 @@ def test_runs_are_read_and_gaps_left_out():
         {"kind": "eval", "step": 1, "bpb": 3.0},
         {"kind": "radial", "step": 1, "rho": {"a": [-1.0, 3.0], "b": [None]}},
     ]
-    series = compare_runs.series_of_records(records)
+    series, left_out = compare_runs.finite_part(compare_runs.series_of_records(records))
+    assert left_out == {"grad_norm": 1}
     assert series["loss"] == [(1, 2.0)] and series["grad_norm"] == []
     assert series["bpb"] == [(1, 3.0)] and series["rho"] == [(1, 2.0)]
 

@@ -139,7 +139,14 @@ def overfit(records, facts):
     return records, facts
 
 
+def turn_nan(records, facts):
+    for r in train_records(records, 9 * EPOCH):
+        r["loss"] = None
+    return records, facts
+
+
 SPOILED = (
+    ("nonfinite_loss", turn_nan),
     ("oscillation", swing),
     ("oscillation", bounce),
     ("unrecovered_spike", stay_high),
@@ -293,7 +300,8 @@ def test_the_longest_alternation(case, values, least, expected):
 def test_nothing_is_said_of_a_run_without_steps(healthy):
     _, facts = healthy
     assert diagnose(History(), facts) == []
-    assert diagnose(History([{"kind": "train", "step": 1, "loss": None, "nonfinite": True}]), facts) == []
+    (only,) = diagnose(History([{"kind": "train", "step": 1, "loss": None, "nonfinite": True}]), facts)
+    assert (only.rule, only.step) == ("nonfinite_loss", 1)
     assert (
         diagnose(History(), facts_of(tiny(curriculum__rule="none", lr__schedule="cooldown", lr__restart="none"))) == []
     )
