@@ -7,6 +7,7 @@ the process with SIGBUS, without a word; here it is an error that names the file
 size alone goes unnoticed until the run is resumed, when the corpus's fingerprint is compared.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -87,7 +88,14 @@ class OpenFiles:
             raise self._changed(number, found.st_size)
         if len(self._open) == _MOST_OPEN:
             os.close(self._open.popitem(last=False)[1])
-        self._open[number] = os.open(self._files[number], os.O_RDONLY)
+        try:
+            self._open[number] = os.open(self._files[number], os.O_RDONLY)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not self._open:
+                raise
+            _close_all(self._open)  # The process may have fewer than usual (`ulimit -n`), and others need some too.
+            self._open.clear()
+            self._open[number] = os.open(self._files[number], os.O_RDONLY)
         return self._open[number]
 
     def _changed(self, number: int, size: int) -> DataError:

@@ -2,8 +2,10 @@
 
 import errno
 import gc
+import itertools
 import os
 import random
+import resource
 import tempfile
 import threading
 import time
@@ -227,3 +229,18 @@ def test_a_corpus_larger_than_memory_is_never_in_it(tmp_path):
     assert peak < 16 << 20 and len(evaluated) == 128
     assert len(corpus.train) + len(corpus.held_out) == size
     assert windows_at(corpus.train, np.array([mark - 1]), 6).tobytes() == b"\0here\0"
+
+
+def test_a_process_that_may_open_few_files_reads_them_all(tmp_path):
+    """As under `ulimit -n`: what is open is closed, and the file opened again."""
+    for i in range(20):
+        (tmp_path / f"{i:02}").write_bytes(bytes([i]) * 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = set(map(int, os.listdir("/dev/fd")))
+    free = (number for number in itertools.count() if number not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (list(itertools.islice(free, 5))[-1], hard))
+    try:
+        content = np.asarray(bytes_of_files(sorted(tmp_path.iterdir()), "data.path"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert content.tobytes() == b"".join(bytes([i]) * 10 for i in range(20))
