@@ -349,9 +349,23 @@ FAULTS = (
     Fault(
         "a held-out byte is trained on",
         "fftlm_jax/data/corpus.py",
-        "train, held = whole[:cut], whole[cut:]",
-        "train, held = whole[: cut + 1], whole[cut:]",
+        "return whole[:cut], whole[cut:end]",
+        "return whole[: cut + 1], whole[cut:end]",
         "tests/data/test_data.py::test_the_end_of_a_single_file_is_held_out",
+    ),
+    Fault(
+        "a document falls on another side than its content says",
+        "fftlm_jax/data/unpacked.py",
+        "side = HELD_OUT if place < held_out else TRAIN",
+        "side = HELD_OUT if number % 9 == 0 else TRAIN",
+        "tests/data/test_packed_texts.py::test_documents_stay_whole_on_the_side_that_their_content_decides",
+    ),
+    Fault(
+        "a bomb is unpacked",
+        "fftlm_jax/data/formats.py",
+        "_LARGEST_RATIO, _ALLOWANCE = 100, 64 << 20",
+        "_LARGEST_RATIO, _ALLOWANCE = 10**9, 64 << 20",
+        "tests/data/test_packed_texts.py::test_a_bomb_is_refused",
     ),
     Fault(
         "bytes of a part of a file are read from its beginning",
@@ -511,7 +525,7 @@ FAULTS = (
     ),
     Fault(
         "a stop string that arrives in two pieces is missed",
-        "fftlm_jax/generation/terminal.py",
+        "fftlm_jax/generation/text.py",
         "text = self._held + data",
         "text = data",
         "tests/generation/test_text.py::test_stop_strings_end_a_text_wherever_it_is_cut_into_pieces",
