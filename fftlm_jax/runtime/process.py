@@ -97,7 +97,7 @@ def run_command(action: Callable[[], int | None]) -> int:
     prepare_streams()
     try:
         code = action()
-        if not sys.stdout.closed:
+        if not getattr(sys.stdout, "closed", False):
             sys.stdout.flush()
         return code or 0
     except RunError as error:

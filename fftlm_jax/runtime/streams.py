@@ -23,7 +23,7 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure") and not stream.closed:
+        if hasattr(stream, "reconfigure") and not getattr(stream, "closed", False):
             stream.reconfigure(errors="backslashreplace")
 
 
