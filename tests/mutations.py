@@ -356,8 +356,8 @@ FAULTS = (
     Fault(
         "a document falls on another side than its content says",
         "fftlm_jax/data/unpacked.py",
-        "side = HELD_OUT if place < held_out else TRAIN",
-        "side = HELD_OUT if number % 9 == 0 else TRAIN",
+        "places = split(lambda number, place: place < held_out)",
+        "places = split(lambda number, place: number % 9 == 0)",
         "tests/data/test_packed_texts.py::test_documents_stay_whole_on_the_side_that_their_content_decides",
     ),
     Fault(

@@ -29,6 +29,13 @@ for module, name in () if "pytest" in sys.modules else of_children:
 """
 
 
+def write_config(file: pathlib.Path, function: str) -> str:
+    """A config file of a child: what `function` (module.name) returns, without pictures. Returns its option."""
+    module, _, name = function.rpartition(".")
+    file.write_text(f"{NO_PICTURES}\nfrom {module} import {name} as get_config\n")
+    return f"--config={file}"
+
+
 def tiny_values(**overrides: Any) -> ConfigDict:
     """A config that compiles and trains in seconds, with one layer; overrides are dotted keys with `__` for the dot."""
     c = aligned.get_config()

@@ -18,9 +18,9 @@ import numpy as np
 
 from fftlm_jax.config.schema import Config
 from fftlm_jax.data.byte_sequence import ByteSequence, bytes_of_files, joined
-from fftlm_jax.data.download import TEXTS, downloaded
 from fftlm_jax.data.formats import format_of
 from fftlm_jax.data.looks import SAMPLE, entropy_fault, is_pointer, what_it_looks_like
+from fftlm_jax.data.public_texts import TEXTS, downloaded
 from fftlm_jax.data.unpacked import AS_USUAL, HELD_OUT, Part, ReadingProgress, TextOptions, cache_folder, unpacked
 from fftlm_jax.runtime.errors import DataError
 from fftlm_jax.runtime.paths import local_path
@@ -48,7 +48,7 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int, options
 
     Many files are split by a hash of their name, so that a file stays on its side when others come or go; of a single
     file the last part is held out. Files that hold documents are split by document, see `unpacked.py`; a public text
-    as `download.py` says.
+    as `public_texts.py` says.
 
     Args:
         source: `python_stdlib` (the source of this Python's standard library), `files`, or a public text by name; a
@@ -62,7 +62,8 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int, options
         DataError: when nothing is found, or something cannot be read, is empty or is too short.
     """
     name = path or ("the Python standard library" if source == "python_stdlib" else source)
-    parts, notes = _parts(source, path, held_out, options)
+    parts, borders_of_sides, note = _found(source, path, held_out, options)
+    looks_wrong = _looks_wrong(parts)
     whole: ByteSequence = bytes_of_files([part.file for part in parts], "data.path")
     borders = list(accumulate(whole.files.sizes, initial=0))
     size = borders[-1]
@@ -71,7 +72,7 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int, options
     if size <= MEMORY_LIMIT:
         whole = np.asarray(whole)
     fingerprint = _fingerprint([part.label for part in parts], borders, whole)
-    train, held = _sides(source, parts, borders, whole, held_out)
+    train, held = _sides(parts, borders, whole, held_out, borders_of_sides)
     for part, what in ((train, "training"), (held, "held-out")):
         if len(part) < window:
             raise DataError(
@@ -80,33 +81,45 @@ def load_corpus(source: str, path: str, held_out: float, *, window: int, options
             )
     files = len({part.label.partition("#")[0] for part in parts})
     files_text = "1 file" if files == 1 else f"{files} files"
-    description = f"{name}: {files_text}, {len(train):,} bytes for training, {len(held):,} held out{notes}"
-    return Corpus(train, held, fingerprint, description, _warnings(name, parts, borders, whole))
+    description = f"{name}: {files_text}, {len(train):,} bytes for training, {len(held):,} held out{note}"
+    if fault := entropy_fault(_sample(whole)):
+        looks_wrong.append(f"data.path: {name} {fault}")
+    return Corpus(train, held, fingerprint, description, tuple(looks_wrong))
 
 
-def _parts(source: str, path: str, held_out: float, options: TextOptions) -> tuple[list[Part], str]:
-    """The plain files of a corpus, and what else to say of it."""
+class _Found(NamedTuple):
+    """The plain files of a corpus, the ends of its sides where they are fixed, and what else to say of it."""
+
+    parts: list[Part]
+    borders: tuple[int, int] | None
+    note: str
+
+
+def _found(source: str, path: str, held_out: float, options: TextOptions) -> _Found:
     if not path and source == "python_stdlib":
-        return [Part(label, file) for label, file in standard_library()], ""
+        return _Found([Part(label, file) for label, file in standard_library()], None, "")
     if not path:
-        return [Part(source, downloaded(source, cache_folder(options.cache, os.environ)))], f"; {TEXTS[source].split}"
-    found, hidden = _files(str(local_path(path, "data.path")))
+        text, file = TEXTS[source], downloaded(source, cache_folder(options.cache, os.environ))
+        return _Found([Part(source, file)], text.borders, f"; {text.split}")
+    found, left_out = _files(str(local_path(path, "data.path")))
     parts: list[Part] = []
     for label, file in found:
         kind = format_of(file.name, options.text_field)
         parts += [Part(label, file)] if kind.is_plain else unpacked(label, file, kind, held_out, options)
-    _refuse_pointers(parts)
-    return parts, f" ({hidden} hidden or repeated files left out)" if hidden else ""
+    return _Found(parts, None, f" (left out: {left_out} hidden, linked or repeated)" if left_out else "")
 
 
 def _sides(
-    source: str, parts: Sequence[Part], borders: Sequence[int], whole: ByteSequence, held_out: float
+    parts: Sequence[Part],
+    borders: Sequence[int],
+    whole: ByteSequence,
+    held_out: float,
+    borders_of_sides: tuple[int, int] | None,
 ) -> tuple[ByteSequence, ByteSequence]:
     """The training and the held-out bytes."""
     size = borders[-1]
     if len(parts) == 1 and not parts[0].side:
-        standard = TEXTS[parts[0].label].borders if source in TEXTS and parts[0].label == source else None
-        cut, end = standard or (size - max(round(size * held_out), 0), size)
+        cut, end = borders_of_sides or (size - max(round(size * held_out), 0), size)
         return whole[:cut], whole[cut:end]
     undecided = [part.label for part in parts if not part.side]
     is_mixed = len(undecided) < len(parts)
@@ -120,34 +133,38 @@ def _sides(
     return joined([none, *sides[0]]), joined([none, *sides[1]])
 
 
-def _refuse_pointers(parts: Sequence[Part]) -> None:
-    """Refuses a corpus that consists of Git's pointers to files that were not fetched."""
-    if parts and all(is_pointer(_beginning(part.file)) for part in parts):
+def _looks_wrong(parts: Sequence[Part]) -> list[str]:
+    """What the beginnings of files betray, a sentence each.
+
+    Raises:
+        DataError: for a corpus of nothing but Git's pointers to files that were not fetched.
+    """
+    beginnings = {part.label: _beginning(part.file) for part in parts}
+    pointers = [label for label, beginning in beginnings.items() if is_pointer(beginning)]
+    if pointers and len(pointers) == len(parts):
         raise DataError(
             f"data.path: {parts[0].file} is a Git LFS pointer and not the file itself; run `git lfs pull` beside it."
         )
-
-
-def _warnings(name: str, parts: Sequence[Part], borders: Sequence[int], whole: ByteSequence) -> tuple[str, ...]:
-    """What betrays that a corpus is not what its user takes it for, a sentence each."""
     found = []
-    strange = [(part.file, kind) for part in parts if (kind := what_it_looks_like(_beginning(part.file)))]
+    strange = [(label, kind) for label, beginning in beginnings.items() if (kind := what_it_looks_like(beginning))]
     if strange:
-        more = f" (and {len(strange) - 1} more files like it)" if len(strange) > 1 else ""
+        (label, kind), *others = strange
+        more = f" (and {len(others)} more files like it)" if others else ""
         found.append(
-            f"data.path: {strange[0][0].name} looks like {strange[0][1]}{more}; a model would learn noise: unpack or "
-            "convert it, or let its name end as its format does (.gz, .bz2, .xz, .zst, .zip, .parquet)"
+            f"data.path: {label.partition('#')[0]} looks like {kind} inside{more}; a model would learn noise: unpack "
+            "or convert it, or let its name end as its format does (.gz, .bz2, .xz, .zst, .zip, .parquet)"
         )
-    pointers = sum(is_pointer(_beginning(part.file)) for part in parts)
     if pointers:
         found.append(
-            f"data.path: {pointers} files are Git LFS pointers; run `git lfs pull` to fetch what they stand for"
+            f"data.path: {len(pointers)} files are Git LFS pointers; run `git lfs pull` to fetch what they stand for"
         )
-    starts = np.linspace(0, max(0, borders[-1] - SAMPLE), 4).astype(int)
-    sample = np.concatenate([np.asarray(whole[start : start + SAMPLE]) for start in np.unique(starts)])
-    if fault := entropy_fault(sample):
-        found.append(f"data.path: {name} {fault}")
-    return tuple(found)
+    return found
+
+
+def _sample(whole: ByteSequence) -> np.ndarray:
+    """Bytes of four places, uint8 [N]."""
+    starts = np.linspace(0, max(0, len(whole) - SAMPLE), 4).astype(int)
+    return np.concatenate([np.asarray(whole[start : start + SAMPLE]) for start in np.unique(starts)])
 
 
 def _beginning(file: Path) -> bytes:
@@ -167,9 +184,9 @@ def _files(path: str) -> tuple[list[tuple[str, Path]], int]:
     root = Path(path)
     if root.is_file():
         return [(root.name, root)], 0
-    hidden = 0
+    left_out = 0
     if root.is_dir():
-        labelled, hidden = _below(root)
+        labelled, left_out = _below(root)
     else:
         found = [Path(p) for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
         base = Path(os.path.commonpath([p.parent for p in found])) if found else root
@@ -181,13 +198,13 @@ def _files(path: str) -> tuple[list[tuple[str, Path]], int]:
     if not unique:
         problem = "does not exist and matches no file as a glob"
         if root.is_dir():
-            problem = f"holds hidden files alone ({hidden})" if hidden else "holds no files"
+            problem = f"holds hidden and linked ones alone ({left_out})" if left_out else "holds no files"
         raise DataError(f"data.path: {path} {problem}; name a file, a folder or a glob.")
-    return sorted(unique.values()), hidden + len(labelled) - len(unique)
+    return sorted(unique.values()), left_out + len(labelled) - len(unique)
 
 
 def _below(root: Path) -> tuple[list[tuple[str, Path]], int]:
-    """Files below a folder, and how many hidden ones there are; links to folders are not followed."""
+    """Files below a folder, and how many were left out: hidden files, and links to folders, which are not followed."""
 
     def refuse(error: OSError) -> None:
         raise DataError(
@@ -195,16 +212,17 @@ def _below(root: Path) -> tuple[list[tuple[str, Path]], int]:
         )
 
     found: list[tuple[str, Path]] = []
-    hidden = 0
-    for folder, _, names in os.walk(root, onerror=refuse):
+    left_out = 0
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        left_out += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
         is_hidden = any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
         for name in names:
             file = Path(folder, name)
             if is_hidden or name.startswith("."):
-                hidden += 1
+                left_out += 1
             elif file.is_file():
                 found.append((file.relative_to(root).as_posix(), file))
-    return found, hidden
+    return found, left_out
 
 
 def standard_library() -> list[tuple[str, Path]]:

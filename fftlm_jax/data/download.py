@@ -1,4 +1,4 @@
-"""Fetches public texts that papers compare on, and says how they are split.
+"""Fetches a public text that papers compare on, for runs with data.source=NAME.
 
     fftlm download enwik8
     python main.py --config=configs/aligned.py --config.data.source=enwik8
@@ -10,55 +10,15 @@ resumed, and what arrives must have the text's size and SHA-256.
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fftlm_jax.data.formats import Format, documents
+from fftlm_jax.data.public_texts import TEXTS, PublicText
 from fftlm_jax.data.unpacked import AUTO, ReadingProgress, cache_folder
 from fftlm_jax.runtime.errors import DataError
 from fftlm_jax.runtime.process import CommandParser, run_command
 from fftlm_jax.runtime.untrusted import file_sha256
 
-
-class PublicText(NamedTuple):
-    """A text, where it is, how to know it, and how it is split."""
-
-    url: str
-    size: int  # Bytes of the text itself.
-    sha256: str
-    is_zipped: bool
-    borders: tuple[int, int] | None  # End of the training part and of the held-out part; None for data.held_out.
-    split: str  # The same in words, and where results are comparable.
-
-
-_WIKIPEDIA = (90_000_000, 95_000_000)
-TEXTS = {
-    "enwik8": PublicText(
-        "http://mattmahoney.net/dc/enwik8.zip",
-        100_000_000,
-        "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
-        True,
-        _WIKIPEDIA,
-        "the usual split: 90 million bytes, 5 of validation (held out here) and 5 of test (never used: enwik8.test), "
-        "comparable with published bits per byte of validation",
-    ),
-    "text8": PublicText(
-        "http://mattmahoney.net/dc/text8.zip",
-        100_000_000,
-        "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
-        True,
-        _WIKIPEDIA,
-        "the usual split: 90 million bytes, 5 of validation (held out here) and 5 of test (never used: text8.test), "
-        "comparable with published bits per character of validation",
-    ),
-    "tinyshakespeare": PublicText(
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        1_115_394,
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        False,
-        None,
-        "its end is held out: a tenth, as in nanoGPT, unless data.held_out says otherwise",
-    ),
-}
 _PIECE = 1 << 16
 _SECONDS = 60  # Without a byte, after which a connection counts as lost.
 
@@ -70,18 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache", default=AUTO, help="folder to put it in: data.cache of the runs that use it")
     args = parser.parse_args(arguments)
     return run_command(lambda: print(fetch(args.name, cache_folder(args.cache, os.environ))))
-
-
-def downloaded(name: str, cache: Path) -> Path:
-    """A text that was fetched before.
-
-    Raises:
-        DataError: if it was not.
-    """
-    file = cache / name
-    if not file.is_file() or file.stat().st_size != TEXTS[name].size:
-        raise DataError(f"data.source: {name} is not in {cache}; fetch it once with: fftlm download {name}")
-    return file
 
 
 def fetch(name: str, cache: Path) -> Path:

@@ -210,7 +210,7 @@ def _zip_members(file: Path, text_field: str, advance: Advance) -> Iterator[byte
             for member in members:
                 if member.flag_bits & 1:
                     raise DataError(f"data.path: {file}: {shown(member.filename)} is encrypted; decrypt it first.")
-                if Path(member.filename).name.startswith(".") or member.filename.startswith("__MACOSX/"):
+                if any(part.startswith((".", "__MACOSX")) for part in Path(member.filename).parts):
                     continue
                 with opened.open(member) as content:
                     if format_of(member.filename, text_field) == Format("", "jsonl"):

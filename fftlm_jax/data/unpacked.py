@@ -13,9 +13,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -154,33 +155,27 @@ def _write_documents(
 ) -> None:
     """Writes both sides; a single document is written as a whole, to be cut like a plain file."""
     separator = options.separator.encode("utf-8", errors="surrogateescape")
-    lowest: tuple[float, int] | None = None
-    highest: tuple[float, int] | None = None
-    moved: tuple[int, str] | None = None
-    for _ in range(2):
-        counts = {TRAIN: 0, HELD_OUT: 0}
+
+    def split(is_held_out: Callable[[int, float], bool]) -> array:
+        """Writes every document on the side that its number and its place in [0, 1) decide; returns the places."""
+        places = array("d")
         with open(folder / TRAIN, "wb") as train, open(folder / HELD_OUT, "wb") as held:
-            handles: dict[str, Any] = {TRAIN: train, HELD_OUT: held}
             for number, document in enumerate(documents(file, found, options.text_field, progress.advance)):
-                place = int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
-                side = HELD_OUT if place < held_out else TRAIN
-                if moved and moved[0] == number:
-                    side = moved[1]
-                lowest = min(lowest or (place, number), (place, number))
-                highest = max(highest or (place, number), (place, number))
-                handles[side].write(document)
-                handles[side].write(separator)
-                counts[side] += 1
-        if sum(counts.values()) < 2 or all(counts.values()):
-            break
-        # Few documents may all fall on one side: then the one nearest to the border changes over.
-        moved = (lowest[1], HELD_OUT) if not counts[HELD_OUT] else (highest[1], TRAIN)
-    if sum(counts.values()) < 2:
-        only = TRAIN if counts[TRAIN] else HELD_OUT
-        (folder / only).rename(folder / WHOLE)
-        (folder / (HELD_OUT if only == TRAIN else TRAIN)).unlink()
-        with open(folder / WHOLE, "r+b") as handle:
-            handle.truncate(max(0, os.fstat(handle.fileno()).st_size - len(separator)))
+                places.append(int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64)
+                side = held if is_held_out(number, places[-1]) else train
+                side.write(document)
+                side.write(separator)
+        return places
+
+    places = split(lambda number, place: place < held_out)
+    count = sum(place < held_out for place in places)
+    if len(places) < 2:
+        (folder / (HELD_OUT if count else TRAIN)).rename(folder / WHOLE)
+        (folder / (TRAIN if count else HELD_OUT)).unlink()
+        os.truncate(folder / WHOLE, max(0, (folder / WHOLE).stat().st_size - len(separator)))
+    elif count in (0, len(places)):  # Then the document nearest to the border changes over.
+        nearest = places.index(max(places) if count else min(places))
+        split(lambda number, place: (number == nearest) == (count == 0))
 
 
 class ReadingProgress:

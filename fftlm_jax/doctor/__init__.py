@@ -21,6 +21,8 @@ WARNINGS = tuple(name for function in RULES for name in function.warnings)
 def diagnose(history: History, facts: Facts, samples: Iterable[tuple[int, str]] = ()) -> list[Finding]:
     """Applies all rules to what a run has recorded so far; returns the findings in the order of their steps.
 
+    A run with a loss that is not finite shows no healthy sign, whatever else it did.
+
     Args:
         history: the records of the run.
         facts: of its config.
@@ -28,4 +30,6 @@ def diagnose(history: History, facts: Facts, samples: Iterable[tuple[int, str]] 
     """
     stream = read_stream(history, samples)
     findings = [finding for rule in RULES for finding in rule(stream, facts)]
+    if len(stream.not_finite):
+        findings = [finding for finding in findings if finding.severity != HEALTHY]
     return sorted(findings, key=lambda finding: finding.step)

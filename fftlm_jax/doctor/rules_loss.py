@@ -186,9 +186,7 @@ _FIRST_LOOK = 100  # Steps, or an epoch if that is longer.
 
 @rule()
 def smooth_descent(stream: Stream, facts: Facts) -> Iterator[Finding]:
-    """A loss that falls significantly, does not oscillate and is finite."""
-    if len(stream.not_finite):
-        return
+    """A loss that falls significantly and does not oscillate."""
     for stretch in stretches(stream, facts.curriculum.steps_per_epoch):
         noise = noise_of(stretch, facts)
         half = len(stretch.losses) // 2

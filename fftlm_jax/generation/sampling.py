@@ -94,7 +94,7 @@ def sampling_of(sample: SampleConfig) -> SamplingConfig:
 
 _COLDEST = 1e-6  # Temperatures below are greedy: float32 logits do not tell finer, and dividing by them overflows.
 _LARGEST = 1e30  # Size of a penalised logit: divided by the coldest temperature it is still finite.
-_SMALLEST = 1e-30  # Probability: smaller ones may be 0 in float32.
+_SMALLEST = 1e-30  # Probability or penalty: smaller ones may be 0 in float32.
 
 
 def remember(text: bytes, size: int) -> np.ndarray:
@@ -138,6 +138,7 @@ def penalise_repetition(logits_V: jax.Array, seen_R: jax.Array, penalty: float) 
     """Makes bytes that were seen less likely."""
     if penalty == 1.0:
         return logits_V
+    penalty = min(max(penalty, _SMALLEST), _LARGEST)
     is_seen = jnp.zeros(len(logits_V), bool).at[seen_R].set(True, mode="drop")
     changed_V = jnp.clip(jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty), -_LARGEST, _LARGEST)
     return jnp.where(is_seen & ~jnp.isinf(logits_V), changed_V, logits_V)

@@ -8,7 +8,9 @@ Nothing here knows of epochs or cutoffs: stages are a table in steps, and an eve
 so that a raise never recompiles.
 """
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -52,16 +54,23 @@ def stages_in_steps(
     table: list[Stage] = []
     start, total = 0, epochs * steps_per_epoch
     for number, (length, peak, floor) in enumerate(stages, start=1):
-        end = total if length == "rest" else start + length * steps_per_epoch
         where = f"stages: number {number} ({length!r}, {peak}, {floor})"
-        if end != int(end):
-            raise ValueError(f"{where} lasts {end - start:g} steps of {steps_per_epoch} an epoch; give whole steps")
+        end = total if length == "rest" else start + _whole_steps(length, steps_per_epoch, where)
         if not start < end <= total or (length == "rest" and number < len(stages)):
-            raise ValueError(f"{where} would be steps {start} to {int(end)} of {total}; 'rest' stands last, others fit")
-        table.append(Stage(start, int(end), float(peak), float(floor)))
-        start = int(end)
+            raise ValueError(f"{where} would be steps {start} to {end} of {total}; 'rest' stands last, others fit")
+        table.append(Stage(start, end, float(peak), float(floor)))
+        start = end
     _require_stages(table)
     return tuple(table)
+
+
+def _whole_steps(length: Any, steps_per_epoch: int, where: str) -> int:
+    if isinstance(length, bool) or not isinstance(length, Real) or not math.isfinite(length):
+        raise ValueError(f"{where} lasts no number of epochs; give one, or 'rest'")
+    steps = float(length) * steps_per_epoch
+    if abs(steps - round(steps)) > 1e-6:  # 0.07 of 100 steps is 7.000000000000001.
+        raise ValueError(f"{where} lasts {steps:g} steps of {steps_per_epoch} an epoch; give whole steps")
+    return round(steps)
 
 
 def _require_stages(stages: Sequence[Stage]) -> None:

@@ -90,9 +90,11 @@ class CycleLR:
         for name, (value, least) in lengths.items():
             if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name}: must be a whole number of at least {least}, not {value!r}")
+            object.__setattr__(self, name, int(value))  # Those of NumPy may be unsigned, and wrap around.
 
     def __call__(self, cycle: int) -> float:
         """Learning rate of a cycle, counted from 1."""
+        cycle = int(cycle)
         if cycle < 1:
             raise ValueError(f"cycle: cycles are counted from 1, so there is no {cycle}")
         return max(self._unbounded(cycle), self.floor)

@@ -54,7 +54,9 @@ def print_error(line: str) -> None:
 
 def is_terminal(stream: Any) -> bool:
     """Whether a stream is there and is a terminal."""
-    return not getattr(stream, "closed", False) and bool(getattr(stream, "isatty", bool)())
+    if getattr(stream, "closed", False) or not hasattr(stream, "isatty"):
+        return False
+    return stream.isatty()
 
 
 def discard_output() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fftlm_jax.data import download, load_corpus
-from fftlm_jax.data.download import PublicText
+from fftlm_jax.data.public_texts import PublicText
 from fftlm_jax.data.unpacked import TextOptions
 from fftlm_jax.runtime.errors import DataError
 from fftlm_jax.runtime.untrusted import file_sha256
@@ -56,6 +56,7 @@ def server(tmp_path, monkeypatch):
     plain = make(f"{address}/plain.txt", is_zipped=False, borders=None)
     monkeypatch.setattr(download, "TEXTS", {"made_up": made_up, "plain": plain})
     monkeypatch.setattr("fftlm_jax.data.corpus.TEXTS", download.TEXTS)
+    monkeypatch.setattr("fftlm_jax.data.public_texts.TEXTS", download.TEXTS)
     monkeypatch.setattr(Server, "cut", 0)
     monkeypatch.setattr(Server, "ranges", [])
     thread = threading.Thread(target=running.serve_forever, daemon=True)

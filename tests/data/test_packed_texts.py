@@ -67,6 +67,8 @@ def write_documents(file, documents):
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for i, text in enumerate(documents):
                 archive.writestr(f"{i:05}.txt", text)
+            for name in (".git/objects/ab", "a/.hidden", "__MACOSX/._a"):
+                archive.writestr(name, "no document")
     else:
         file.write_bytes(COMPRESS[file.suffix](lines) if file.suffix in COMPRESS else lines)
 
@@ -224,10 +226,10 @@ def test_hidden_files_other_names_of_a_file_and_links_to_folders_are_left_out(tm
     (folder / "broken").symlink_to(folder / "nowhere")
     corpus = load(folder)
     assert len(corpus.train) + len(corpus.held_out) == 200
-    assert "(4 hidden or repeated files left out)" in corpus.description
+    assert "(left out: 5 hidden, linked or repeated)" in corpus.description
     for name in ("a.txt", "again.txt", "b.txt", "twin.txt"):
         (folder / name).unlink()
-    with pytest.raises(DataError, match="holds hidden files alone"):
+    with pytest.raises(DataError, match="holds hidden and linked ones alone"):
         load(folder)
 
 
@@ -239,8 +241,8 @@ def test_what_is_no_text_is_told_before_training(tmp_path):
     content = {
         "noise.bin": (rng.bytes(99_999), "has 8.00 bits per byte, as compressed, encrypted or random data have"),
         "same.txt": (b"a" * 99_999, "is nearly constant"),
-        "code.tgz": (gzip.compress(rng.bytes(9_999)), "code.tgz looks like gzip"),
-        "book.pdf": (b"%PDF-1.7 " + b"words " * 9_999, "book.pdf looks like PDF"),
+        "code.tgz": (gzip.compress(rng.bytes(9_999)), "code.tgz looks like gzip inside"),
+        "book.pdf": (b"%PDF-1.7 " + b"words " * 9_999, "book.pdf looks like PDF inside"),
     }
     for name, (data, message) in content.items():
         (tmp_path / name).write_bytes(data)

@@ -9,26 +9,18 @@ from fftlm_jax.checkpoints.saved_step import step_numbers
 from fftlm_jax.runtime import faults
 from fftlm_jax.training import run
 from tests.faults.runs import assert_equal_runs, short_values
-from tests.tiny import NO_PICTURES, main_here, run_main
+from tests.tiny import main_here, run_main, write_config
 
 pytestmark = pytest.mark.timeout(600)
-
-CONFIG_FILE = f"""{NO_PICTURES}
-from tests.faults.runs import short_values
-
-def get_config():
-    return short_values()
-"""
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """Runs main.py in a folder with faults; returns the ended process."""
-    file = tmp_path_factory.mktemp("config") / "short_run.py"
-    file.write_text(CONFIG_FILE)
+    config = write_config(tmp_path_factory.mktemp("config") / "short_run.py", "tests.faults.runs.short_values")
 
     def start(workdir, fault=""):
-        return run_main(f"--config={file}", f"--workdir={workdir}", env={faults.VARIABLE: fault}, timeout=500)
+        return run_main(config, f"--workdir={workdir}", env={faults.VARIABLE: fault}, timeout=500)
 
     return start
 

@@ -24,7 +24,7 @@ from fftlm_jax.runtime.untrusted import printable
 from fftlm_jax.training import run
 from tests.faults.fuzzing import fuzz
 from tests.faults.runs import assert_equal_runs, short_values
-from tests.tiny import NO_PICTURES, ROOT, main_command, start_main
+from tests.tiny import ROOT, main_command, start_main, write_config
 
 ENCODINGS = ("ascii", "latin-1", "cp1252", "utf-8", "utf-16")
 MARKS = "\ufeff\ufffe"  # At the beginning of UTF-16 they are no text.
@@ -279,6 +279,24 @@ def test_a_command_that_says_nothing_succeeds_whatever_the_streams_are(outcome, 
         assert outcome(lambda: 0, **{name: make()}) == (0, "")
 
 
+class Shim:
+    """What notebooks and loggers put in the place of standard output: no file, but something to write to."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_standard_output_need_not_be_a_file(outcome):
+    shim = Shim()
+    assert outcome(lambda: print("a number"), stdout=shim) == (0, "") and shim.text == "a number\n"
+
+
 def test_prepared_streams_take_every_character_and_those_that_were_not_there_take_all(monkeypatch):
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
@@ -387,19 +405,9 @@ def test_a_run_whose_reader_left_saves_its_step_and_goes_on_later(reference, tmp
     assert_equal_runs(workdir, reference)
 
 
-CONFIG_FILE = f"""{NO_PICTURES}
-from tests.faults.runs import short_values
-
-def get_config():
-    return short_values()
-"""
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    file = tmp_path_factory.mktemp("config") / "short_run.py"
-    file.write_text(CONFIG_FILE)
-    return f"--config={file}"
+    return write_config(tmp_path_factory.mktemp("config") / "short_run.py", "tests.faults.runs.short_values")
 
 
 def test_a_process_that_was_started_with_all_streams_closed_trains_as_any_other(config, reference, tmp_path):

@@ -10,14 +10,7 @@ from fftlm_jax.raft.advise import main as advise
 from fftlm_jax.raft.report import main as report
 from fftlm_jax.raft.run_cycles import run
 from tests.raft.raft_run import journal_hashes, shipped_values
-from tests.tiny import NO_PICTURES, main_here, run_main, start_main
-
-CONFIG_FILE = f"""{NO_PICTURES}
-from tests.raft.raft_run import shipped_values
-
-def get_config():
-    return shipped_values()
-"""
+from tests.tiny import main_here, run_main, start_main, write_config
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +26,8 @@ def test_a_process_may_end_at_any_time(straight, tmp_path):
 
     Deaths in every phase of a cycle are in `test_loop.py`, where they cost no process.
     """
-    (tmp_path / "tiny_raft.py").write_text(CONFIG_FILE)
-    command = f"--config={tmp_path / 'tiny_raft.py'}", f"--workdir={tmp_path / 'run'}"
+    config = write_config(tmp_path / "tiny_raft.py", "tests.raft.raft_run.shipped_values")
+    command = config, f"--workdir={tmp_path / 'run'}"
     cycle_0 = tmp_path / "run" / "cycles" / "0000"
 
     child = start_main(*command)
