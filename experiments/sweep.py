@@ -23,7 +23,7 @@ from experiments.arm_statistics import Summary, compare_arms
 from experiments.children import Children
 from experiments.reached import reached
 from experiments.trials import Trial, parse_arm, parse_grid, parse_seeds, trials_of
-from fftlm_jax.runtime.process import CommandParser, path_option
+from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -156,7 +156,7 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
 def write_results(outcomes: Sequence[Outcome], text: str, folder: Path) -> None:
     """REPORT.md and trials.json; prints the report."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "REPORT.md").write_text(text)
+    (folder / "REPORT.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     (folder / "trials.json").write_text(json.dumps([as_json(o) for o in outcomes], indent=1) + "\n")
     print(text)
 
@@ -221,6 +221,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--baseline", help="arm that the others are compared with; the first by default")
     add_options(parser)
     args = parser.parse_args(arguments)
+    return run_command(lambda: _conduct(parser, args))
+
+
+def _conduct(parser: CommandParser, args: argparse.Namespace) -> int:
     try:
         grid = [parse_grid(point) for point in args.grid]
         seeds = parse_seeds(args.seeds)

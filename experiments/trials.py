@@ -25,6 +25,10 @@ def trials_of(
     arms: Sequence[tuple[str, Sequence[str]]], grid: Sequence[tuple[str, Sequence[str]]], seeds: Sequence[int]
 ) -> list[Trial]:
     """Every arm x every point of the grid x every seed; seeds vary slowest, so that whole comparisons finish first."""
+    if len({key for key, _ in grid}) < len(grid):
+        raise ValueError(
+            f"--grid: {', '.join(key for key, _ in grid)}: a key is there twice; give all its values at once"
+        )
     points = [dict(zip([key for key, _ in grid], values)) for values in itertools.product(*(v for _, v in grid))]
     trials = []
     for seed, (arm, overrides), point in itertools.product(seeds, arms, points):
@@ -41,9 +45,11 @@ def parse_arm(text: str) -> tuple[str, tuple[str, ...]]:
     """`name: key=value key=value` -> (name, overrides). Values in brackets or quotes may hold spaces.
 
     Raises:
-        ValueError: for an override without a key or a value.
+        ValueError: for an arm without a name, or an override without a key or a value.
     """
-    name, _, overrides = text.partition(":")
+    name, colon, overrides = text.partition(":")
+    if "=" in name:
+        raise ValueError(f"{text!r} has no name; write it as name: {text.strip() if not colon else 'key=value'}")
     found = []
     for override in split_outside_brackets(overrides, " "):
         key, _, value = override.partition("=")

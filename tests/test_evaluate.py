@@ -1,10 +1,13 @@
 """`fftlm_jax.evaluate`: every byte in its place and scored once, and a command line that says what is wrong."""
 
 import contextlib
+import errno
 import functools
+import gzip
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -186,6 +189,38 @@ def test_another_text_can_be_scored(workdir, tmp_path, capsys):
     assert {p.name for p in tmp_path.glob("lr*")} == {f"lr_0.{i}.{kind}" for i in (1, 2) for kind in ("json", "png")}
     new = {p.name for p in workdir.glob("evaluation_*")} - {p.name for p in before}
     assert len(new) == 4 and all("_other" in name for name in new), "the held-out evaluation is not replaced"
+
+
+def test_a_packed_text_is_scored_as_the_plain_one(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "other.txt").write_bytes(TEXT.tobytes())
+    (tmp_path / "other.txt.gz").write_bytes(gzip.compress(TEXT.tobytes()))
+    found = []
+    for name in ("other.txt", "other.txt.gz"):
+        options = [f"--text={tmp_path / name}", "--contexts=0", "--generate=0", f"--out={tmp_path / 'e'}"]
+        assert evaluate_run.main([str(workdir), *options]) == 0
+        found.append(json.loads((tmp_path / "e.json").read_text()) | {"text": ""})
+    assert found[0] == found[1]
+
+
+def test_a_result_that_cannot_be_written_is_told_all_the_same(workdir, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(evaluate_run, "draw", full)
+    assert evaluate_run.main([str(workdir), *ONLY_SCORES, f"--out={tmp_path / 'e'}"]) == 6
+    told = capsys.readouterr()
+    assert "position in the window" in told.out and "cannot be written (No space left on device)" in told.err
+
+
+def test_nothing_is_replaced_that_no_evaluation_wrote(workdir, tmp_path, capsys):
+    (tmp_path / "mine.json").write_text('{"a": 1}')
+    before = (workdir / "config.json").read_text()
+    for out in (tmp_path / "mine", workdir / "config"):
+        assert evaluate_run.main([str(workdir), *ONLY_SCORES, f"--out={out}"]) == 1
+        assert "is there and no evaluation; name another" in capsys.readouterr().err
+    assert (tmp_path / "mine.json").read_text() == '{"a": 1}' and (workdir / "config.json").read_text() == before
+    assert evaluate_run.main([str(workdir), *ONLY_SCORES, "--out=."]) == 1
 
 
 def test_a_copied_run_needs_its_corpus_for_its_held_out_part_only(workdir, tmp_path, capsys):

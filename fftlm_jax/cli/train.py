@@ -8,6 +8,7 @@ the run directory alone.
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags
@@ -96,6 +97,10 @@ def parse_flags(arguments: list[str]) -> list[str]:
         text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
         what = "no such key: " if isinstance(error, AttributeError) else ""
         sys.exit(f"UsageError: {what}{text} (keys: configs/aligned.py).")
+    except Exception as error:  # Whatever a config file does that is no Python, or raises.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{getattr(error, 'filename', None) or place.filename}, line {getattr(error, 'lineno', place.lineno)}"
+        sys.exit(f"UsageError: the config file cannot be run: {type(error).__name__}: {error} ({where}).")
 
 
 def _with_home(argument: str) -> str:

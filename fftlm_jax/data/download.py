@@ -7,6 +7,7 @@ The only part of this package that uses the network, and only when it is asked t
 resumed, and what arrives must have the text's size and SHA-256.
 """
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -53,7 +54,8 @@ def fetch(name: str, cache: Path) -> Path:
         )  # fmt: skip
         _take_out(Path(packed), text, file)
     except (OSError, ValueError) as error:
-        (cache / f"{name}.download").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (cache / f"{name}.download").unlink()
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"{name}: cannot be fetched from {text.url} ({reason}); run the command again.") from None
     if text.borders:

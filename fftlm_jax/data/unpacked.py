@@ -31,6 +31,7 @@ AUTO = "auto"
 TRAIN, HELD_OUT, WHOLE = "train", "held_out", "whole"
 _VERSION = 1  # Of what is written for a packed file.
 _SECONDS = 10.0  # Between two lines where there is no terminal.
+_ABANDONED = 86400.0  # Seconds without a change.
 
 
 class TextOptions(NamedTuple):
@@ -121,6 +122,9 @@ def _write_entry(entry: Path, file: Path, found: Format, held_out: float, option
     temporary = entry  # Until there is one.
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
+        for left in entry.parent.glob(f"{entry.name}.*"):  # By processes that were killed; younger ones may be at work.
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
         with ReadingProgress(f"unpacking {file.name}", file.stat().st_size) as progress:
             if found.content == "bytes":

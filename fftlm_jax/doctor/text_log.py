@@ -63,7 +63,7 @@ class _Reader:
             self._read_step(*found.groups())
         elif found := _AVERAGE.search(line):
             self._read_average(*found.groups())
-        elif found := _RAISE.search(line):
+        elif (found := _RAISE.search(line)) and 0 < int(found[1]) < int(found[2]):
             if epoch := _EPOCH.search(line):
                 self._epoch = int(epoch[1])
                 self._step = max(self._step, self._epoch * self.steps_per_epoch)

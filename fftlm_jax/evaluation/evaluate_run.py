@@ -20,12 +20,15 @@ from fftlm_jax.checkpoints import saved_run
 from fftlm_jax.checkpoints.saved_run import SavedRun
 from fftlm_jax.data import ByteSequence, Corpus, bytes_of_files, evaluation_batches
 from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.data.formats import format_of
+from fftlm_jax.data.unpacked import TextOptions, unpacked
 from fftlm_jax.evaluation.generated_text import SHORTEST_TEXT, generate
 from fftlm_jax.evaluation.held_out_bpb import Tally, make_evaluate
 from fftlm_jax.evaluation.results import context_results, draw, generated_results, results, table
 from fftlm_jax.model import build
 from fftlm_jax.runtime.errors import CheckpointError, DataError, SaveError, UsageError
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
+from fftlm_jax.runtime.untrusted import read_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,6 +67,8 @@ def _parser() -> CommandParser:
 
 def _run(args: argparse.Namespace) -> None:
     _check(args)
+    if args.out:
+        _outputs(args.out)  # Refused before the work.
     saved = saved_run.load(args.workdir, args.step, averaged=args.ema)
     corpus, corpus_notes = _corpus(args, saved)
     text = _text(args, saved, corpus)
@@ -78,15 +83,36 @@ def _run(args: argparse.Namespace) -> None:
         "generation": generation,
         "notes": [*corpus_notes, *context_notes, *generation_notes],
     }
-    out = args.out or Path(args.workdir) / _default_name(args, saved)
-    numbers, picture = (out.with_name(f"{out.name}{ending}") for ending in (".json", ".png"))
+    out = args.out or args.workdir / _default_name(args, saved)
+    numbers, picture = _outputs(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         numbers.write_text(json.dumps(found, indent=1) + "\n")
-        draw(tally, found, picture, f"{Path(args.workdir).resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}")
+        draw(tally, found, picture, f"{args.workdir.resolve().name}: step {saved.step}, bpb {found['bpb']:.3f}")
     except OSError as error:
-        raise SaveError(f"{out}: cannot be written ({error.strerror}).") from error
-    print(f"{table(found, tally)}\n\nsee {picture} and {numbers}")
+        raise SaveError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        print(table(found, tally))  # A folder that takes nothing must not cost the result.
+    print(f"\nsee {picture} and {numbers}")
+
+
+def _outputs(out: Path) -> tuple[Path, Path]:
+    """The files of numbers and picture.
+
+    Raises:
+        UsageError: where they would replace what no evaluation wrote.
+    """
+    if not out.name:
+        raise UsageError(f"--out: {out} is no name of a file; name one, without its ending.")
+    numbers, picture = (out.with_name(f"{out.name}{ending}") for ending in (".json", ".png"))
+    if numbers.exists():
+        try:
+            is_ours = "by_context" in read_json(numbers)
+        except (OSError, ValueError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise UsageError(f"--out: {numbers} is there and no evaluation; name another.")
+    return numbers, picture
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -127,7 +153,7 @@ def _default_name(args: argparse.Namespace, saved: SavedRun) -> str:
     """Tells apart what was evaluated, so that no evaluation replaces another kind."""
     parts = ["evaluation", str(saved.step)]
     parts += ["ema"] if args.ema else []
-    parts += [args.text.stem] if args.text else []
+    parts += [args.text.name] if args.text else []
     parts += [f"{args.max_bytes}bytes"] if args.max_bytes else []
     return "_".join(parts)
 
@@ -155,8 +181,18 @@ def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, l
     )
 
 
+def _files_of(text: Path, saved: SavedRun) -> list[Path]:
+    """The file of a text, or those that a packed one unpacks to."""
+    data = saved.config.data
+    kind = format_of(text.name, data.text_field)
+    if kind.is_plain:
+        return [text]
+    options = TextOptions(data.text_field, data.separator, data.cache)
+    return [part.file for part in unpacked(text.name, text, kind, data.held_out, options)]
+
+
 def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> ByteSequence:
-    text = bytes_of_files([args.text], "--text") if args.text else corpus.held_out
+    text = bytes_of_files(_files_of(args.text, saved), "--text") if args.text else corpus.held_out
     text = text[: args.max_bytes or None]
     window = saved.config.model.seq_len + saved.config.model.chunk
     if len(text) < window:

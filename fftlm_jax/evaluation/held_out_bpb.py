@@ -175,7 +175,11 @@ class HeldOut:
         s = self._config.sample
         if not s.bytes:
             return b""
-        decoder, prompt, params = self._at(cutoff)[1], s.prompt.encode(), one_copy(params, self._mesh)
+        decoder, prompt, params = (
+            self._at(cutoff)[1],
+            s.prompt.encode("utf-8", errors="surrogateescape"),
+            one_copy(params, self._mesh),
+        )
         if not is_first_process():
             return b""  # Nobody would read it.
         return decoder.generate(params, [prompt], s.bytes, sampling_of(s), seed=self._config.seed, mode=s.mode)[0]

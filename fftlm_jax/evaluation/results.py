@@ -28,7 +28,7 @@ from fftlm_jax.evaluation.held_out_bpb import (
     summary,
 )
 from fftlm_jax.generation import SamplingConfig, sampling_of
-from fftlm_jax.recording.curves import replace_figure
+from fftlm_jax.recording.curves import replace_figure, set_title
 
 _RANGES = 8  # Rows of the table of positions.
 _GRAMS_SHOWN = (1, 2, 4, 8)
@@ -170,7 +170,7 @@ def draw(tally: Tally, found: dict[str, Any], file: Path, title: str) -> None:
         axis.grid(alpha=0.25)
         axis.set_axisbelow(True)
         axis.legend()
-    figure.suptitle(title)
+    set_title(figure, title)
     replace_figure(figure, file)
 
 

@@ -206,8 +206,8 @@ def _checked(args: argparse.Namespace) -> SamplingConfig:
         ("top_p", 0 < args.top_p <= 1, "within 0 (exclusive) and 1"),
         ("min_p", 0 <= args.min_p <= 1, "within 0 and 1"),
         ("repetition_penalty", 0 < args.repetition_penalty < float("inf"), "a number greater than 0"),
-        ("repetition_window", args.repetition_window >= 1, "at least 1"),
-        ("longest_run", args.longest_run >= 0, "at least 0"),
+        ("repetition_window", 1 <= args.repetition_window <= 2**24, "within 1 and 2**24"),
+        ("longest_run", 0 <= args.longest_run <= 2**24, "within 0 and 2**24"),
         ("seed", 0 <= args.seed < 2**32, "within 0 and 2**32 - 1"),
         ("stop", all(args.stop), "a text of at least one byte"),
     ):

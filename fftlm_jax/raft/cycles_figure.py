@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from fftlm_jax.raft.cycle_result import CycleResult, best_of
-from fftlm_jax.recording.curves import replace_figure
+from fftlm_jax.recording.curves import replace_figure, set_title
 
 matplotlib.use("Agg")
 
@@ -35,7 +35,7 @@ def draw_cycles(results: Sequence[CycleResult], file: Path, title: str) -> None:
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    figure.suptitle(title)
+    set_title(figure, title)
     replace_figure(figure, file)
 
 

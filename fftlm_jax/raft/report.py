@@ -46,7 +46,7 @@ def _report(workdir: Path) -> None:
     try:
         write_report(workdir, results, advise_all(results, knobs_of(config, schedule_of(config))))
     except OSError as error:
-        raise SaveError(f"{workdir}: the report cannot be written ({error.strerror}).") from None
+        raise SaveError(f"{workdir}: the report cannot be written ({error.strerror or error}).") from None
     print(f"see {workdir / REPORT} and {workdir / FIGURE}")
 
 

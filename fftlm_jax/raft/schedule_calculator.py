@@ -172,6 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(parser: CommandParser, args: argparse.Namespace) -> None:
+    if args.output and not args.output.name:
+        parser.error(f"--output: {args.output} is no name of a file")
     if args.cycles < 1:
         parser.error(f"--cycles: must be at least 1, not {args.cycles}")
     try:
@@ -190,13 +192,13 @@ def _run(parser: CommandParser, args: argparse.Namespace) -> None:
         if args.json:
             _give(as_json(schedules, args.cycles), ".json", args.output)
         if args.visualize:
-            picture = _stem(args.output or Path("lr_schedules")).with_suffix(".png")
+            picture = _named(args.output or Path("lr_schedules"), ".png")
             visualize(schedules, args.cycles, picture)
             print(f"see {picture}")
     except BrokenPipeError:
         raise  # Whoever reads has seen enough.
     except OSError as error:
-        parser.error(f"--output: {args.output} cannot be written ({error.strerror})")
+        parser.error(f"--output: {args.output} cannot be written ({error.strerror or error})")
 
 
 def _give(text: str, suffix: str, output: Path | None) -> None:
@@ -204,13 +206,14 @@ def _give(text: str, suffix: str, output: Path | None) -> None:
     if output is None:
         print(text, end="")
     else:
-        file = _stem(output).with_suffix(suffix)
+        file = _named(output, suffix)
         file.write_text(text)
         print(f"see {file}")
 
 
-def _stem(output: Path) -> Path:
-    return output.with_suffix("") if output.suffix in _SUFFIXES else output
+def _named(output: Path, suffix: str) -> Path:
+    """OUTPUT with a suffix: in place of one of ours, else behind it (lr0.85 becomes lr0.85.yaml)."""
+    return output.with_suffix(suffix) if output.suffix in _SUFFIXES else output.with_name(f"{output.name}{suffix}")
 
 
 def _own_schedule(args: argparse.Namespace) -> CycleLR:

@@ -14,15 +14,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from fftlm_jax.recording.curves import use_log_scale
+from fftlm_jax.recording.curves import replace_figure, use_log_scale
 from fftlm_jax.recording.history import Record
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime.errors import SaveError, UsageError
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
-from fftlm_jax.runtime.untrusted import log_text
+from fftlm_jax.runtime.untrusted import log_text, printable
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 Series = Mapping[str, list[tuple[float, float]]]  # Panel -> points (step, value).
 
@@ -101,19 +102,29 @@ def draw(runs: Mapping[str, Series], file: Path) -> None:
                 steps, values = np.array(series[name]).T
                 width = max(1, len(values) // _SMOOTHING_WINDOWS) if name in _SMOOTHED else 1
                 smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-                axis.plot(steps[width - 1 :], smooth, ".-" if len(values) < 30 else "-", label=label, linewidth=1)
+                axis.plot(
+                    steps[width - 1 :], smooth, ".-" if len(values) < 30 else "-", label=shown_label(label), linewidth=1
+                )
         axis.set_ylabel(PANELS[name])
         axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
         if name in _LOGARITHMIC:
             use_log_scale(axis)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=min(3, len(handles)), fontsize=8)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.06 * -(-len(handles) // 3) / rows * 2))
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
+    legend = figure.legend(
+        handles.values(), handles, loc="outside upper center", ncols=min(3, len(handles)), fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # Names of runs may hold dollar signs.
+    replace_figure(figure, file, (0, 0, 1, 1 - 0.06 * -(-len(handles) // 3) / rows * 2))
+
+
+def shown_label(name: str) -> str:
+    """A run's name as its legend shows it; Matplotlib hides names that begin with an underscore."""
+    return printable(f" {name}" if name.startswith("_") else name)
 
 
 def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
@@ -142,6 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(paths: Sequence[Path], out: Path) -> None:
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise UsageError(f"--out: {out} is no name of a picture; let it end in .png.")
     names = [path.resolve().name for path in paths]
     labels = names if len(set(names)) == len(names) else [str(path) for path in paths]
     try:
@@ -158,5 +171,5 @@ def _compare(paths: Sequence[Path], out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(runs, out)
     except OSError as error:
-        raise SaveError(f"--out: {out} cannot be written ({error.strerror}).") from None
+        raise SaveError(f"--out: {out} cannot be written ({error.strerror or error}).") from None
     print(out)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from fftlm_jax.recording.history import History, Record, is_number
+from fftlm_jax.runtime.untrusted import printable
 
 matplotlib.use("Agg")
 
@@ -23,13 +24,32 @@ _SMOOTHING_WINDOWS = 100  # The loss line is smoothed over a hundredth of the ru
 _MOST_POINTS = 2000  # Of a line: twice as many as the picture has columns.
 
 
-def replace_figure(figure: Figure, file: Path) -> None:
-    """Lays a figure out, replaces `file` by it in one move, and closes it: nobody ever sees half of one."""
-    figure.tight_layout()
-    temporary = file.with_suffix(".tmp.png")
+def set_title(figure: Figure, title: str) -> None:
+    """Puts a title over a figure, as it is: names of folders may hold dollar signs, or characters that no font has."""
+    figure.suptitle(printable(title), parse_math=False)
+
+
+def replace_figure(figure: Figure, file: Path, area: tuple[float, float, float, float] = (0, 0, 1, 1)) -> None:
+    """Lays a figure out, replaces `file` by it in one move, and closes it: nobody ever sees half of one.
+
+    Args:
+        figure: what to write.
+        file: a PNG.
+        area: left, bottom, right and top of what the axes may take, as parts of the figure.
+
+    Raises:
+        OSError: if it cannot be drawn or written. Matplotlib answers settings and fonts that it lacks by errors of any
+            kind, and no run should end by its picture.
+    """
+    temporary = file.with_name(f"{file.name}.tmp.png")
     try:
+        figure.tight_layout(rect=area)
         figure.savefig(temporary, dpi=100)
         temporary.rename(file)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"it cannot be drawn: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     finally:
         plt.close(figure)
         temporary.unlink(missing_ok=True)  # Of a full disk.
@@ -99,7 +119,7 @@ def draw_curves(history: History, file: Path, title: str) -> None:
             va="top",
         )
     _mark_warnings(axes[0], history.warnings)
-    figure.suptitle(title)
+    set_title(figure, title)
     replace_figure(figure, file)
 
 

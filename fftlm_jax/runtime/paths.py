@@ -7,6 +7,7 @@ from pathlib import Path
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.untrusted import shown
 
+_LONGEST_NAME = 255  # Bytes, of every file system in use.
 # A scheme of two or more letters (C:/ is a drive); of its slashes `pathlib` leaves one.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -19,7 +20,7 @@ def local_path(text: str | os.PathLike[str], setting: str) -> Path:
         setting: the option or config key that holds it, for messages.
 
     Raises:
-        UsageError: for a URL, an empty path, one that holds a null character, or a home folder that nobody has.
+        UsageError: for a URL, an empty path, a null character, a name that is too long, or a home that nobody has.
     """
     path = os.fspath(text)
     if not path:
@@ -33,4 +34,7 @@ def local_path(text: str | os.PathLike[str], setting: str) -> Path:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise UsageError(f"{setting}: the home folder in {shown(path)} is not known; write the path in full.")
+    long = next((part for part in Path(expanded).parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
+    if long is not None:
+        raise UsageError(f"{setting}: {shown(long)} is longer than the {_LONGEST_NAME} bytes of a name; name a path.")
     return Path(expanded)

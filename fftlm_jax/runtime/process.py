@@ -1,6 +1,7 @@
 """The process: command lines and how commands end, signals, malloc, and XLA flags."""
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import importlib
@@ -81,8 +82,9 @@ def path_option(text: str) -> Path:
 
 def import_from_here() -> None:
     """Lets modules of the current folder be imported, as `python` does and an installed script does not."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    with contextlib.suppress(FileNotFoundError):  # A folder that was deleted has no modules.
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -95,6 +97,7 @@ def run_command(action: Callable[[], int | None]) -> int:
     """
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every read and save at INFO and WARNING.
     prepare_streams()
+    os.environ["MPLBACKEND"] = "Agg"  # Commands open no window, whatever the environment asks for, or names and lacks.
     try:
         code = action()
         if not getattr(sys.stdout, "closed", False):

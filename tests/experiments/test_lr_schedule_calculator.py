@@ -35,6 +35,9 @@ def test_the_cards_table():
 def test_everything_at_once(tmp_path, capsys):
     options = ["--compare", "--visualize", "--yaml", "--json", "--recommendations", "--base-lr=8e-5", "--decay=0.9"]
     assert main([*options, "--cycles=3", f"--output={tmp_path / 'plan.png'}"]) == 0
+    for decay in ("0.85", "0.70"):  # What is behind the dot is part of the name.
+        assert main([f"--decay={decay}", "--yaml", f"--output={tmp_path / f'lr{decay}'}"]) == 0
+        assert (tmp_path / f"lr{decay}.yaml").is_file()
     printed = capsys.readouterr().out
     assert printed.startswith("HYPOTHESES") and "constant    8.00e-5  8.00e-5  8.00e-5" in printed
     assert "decay 0.90  8.00e-5  7.20e-5  6.48e-5" in printed

@@ -77,7 +77,7 @@ def test_lanczos_stops_where_the_space_is_closed():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of the experiment: a trial of it, six steps at the lowest cutoff. Small batches, and landscapes made once."""
+    """The folder of a trial of the experiment: six steps at the lowest cutoff, small batches, landscapes made once."""
     path = tmp_path_factory.mktemp("sharpness")
     (path / "config.py").write_text(CONFIG_FILE)
     trial = sharpness.trials(1)[0]

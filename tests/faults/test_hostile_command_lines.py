@@ -125,6 +125,23 @@ def without_jax(*arguments):
 
 
 @pytest.mark.parametrize(
+    "text,message",
+    (
+        ('{"task": true}', "NameError: name 'true' is not defined"),
+        ("def get_config():\n  return 1\n   return 2", "IndentationError: unexpected indent"),
+        ("def get_config():\n  return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("import nothing_known", "No module named 'nothing_known'"),
+    ),
+)
+def test_a_config_file_that_is_no_python_is_told_by_its_place(tmp_path, capsys, text, message):
+    (tmp_path / "bad.py").write_text(text)
+    assert main_here(f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path / 'run'}") == 1
+    told = capsys.readouterr().err
+    assert message in told and told.startswith("UsageError: ") and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "argument,message",
     (
         ("--config.lr.base=nan", "ConfigError: config.lr.base: must be finite, not nan."),

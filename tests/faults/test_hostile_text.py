@@ -15,8 +15,10 @@ from fftlm_jax.recording.metrics import read_samples
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.process import run_command
 from fftlm_jax.runtime.untrusted import printable
+from fftlm_jax.training import run
 from fftlm_jax.training.recorder import Recorder
 from tests.faults.fuzzing import fuzz
+from tests.faults.runs import short_values
 from tests.tiny import tiny
 
 ATTACKS = {
@@ -101,3 +103,9 @@ def test_errors_are_harmless(tmp_path, capsys):
     assert verify([str(tmp_path)]) == 4
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and is_harmless(out) and "\\x1b[2J" in out
+
+
+def test_a_prompt_may_hold_bytes_that_are_no_text(tmp_path):
+    """As a shell passes them, in place of characters of an encoding that this process does not have."""
+    run(short_values(sample__prompt="caf\udce9 ", sample__bytes=4, train__epochs=1, eval__every=4), tmp_path / "run")
+    assert "caf\\udce9 " in (tmp_path / "run" / "samples.txt").read_text()

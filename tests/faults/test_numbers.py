@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from experiments.trials import parse_arm, parse_grid, parse_seeds
+from experiments.trials import parse_arm, parse_grid, parse_seeds, trials_of
 from fftlm_jax.doctor.evidence import HEALTHY, WARNING
 from fftlm_jax.doctor.examine import examine
 from fftlm_jax.doctor.text_log import read_text_log
@@ -405,6 +405,20 @@ def test_arms_are_read_as_they_were_meant(name, overrides, blanks):
 @example("sample.prompt", [("a, b", "'a, b'"), ("don't", "don't"), ("(1, 2)", "(1, 2)")], ", ")
 def test_grids_are_read_as_they_were_meant(key, values, comma):
     assert parse_grid(f"{key}={comma.join(written for _, written in values)}") == (key, [value for value, _ in values])
+
+
+def test_an_arm_without_a_name_and_a_grid_that_is_given_twice_are_refused():
+    """Each would run something else than was asked for."""
+    with pytest.raises(ValueError, match="'lr.base=1e-3' has no name; write it as name: lr.base=1e-3"):
+        parse_arm("lr.base=1e-3")
+    with pytest.raises(ValueError, match="a key is there twice; give all its values at once"):
+        trials_of([("a", ())], [("lr.base", ["1"]), ("lr.base", ["2"])], [0])
+
+
+def test_a_raise_that_is_none_is_passed_over(tmp_path):
+    (tmp_path / "a.log").write_text("[PLATEAU] 0 -> 0\nstep 10/1000 loss=3.4 cutoff=128\n[PLATEAU] 256 -> 128\n")
+    assert [record["kind"] for record in read_text_log(tmp_path / "a.log").records] == ["train"]
+    examine(tmp_path / "a.log")
 
 
 def test_quotes_group_in_sweeps():

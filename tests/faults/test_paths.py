@@ -108,6 +108,13 @@ def test_a_url_of_any_scheme_is_refused_by_the_name_of_its_setting(scheme, slash
     assert "is a URL" in refusal(Path(f"{scheme}:{slashes}{rest}")), "pathlib leaves one of its slashes"
 
 
+@pytest.mark.parametrize("name", ("x" * 256, "ü" * 128, "def main(" * 40), ids=len)
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(UsageError, match="RUN: .* is longer than the 255 bytes of a name"):
+        local_path(f"runs/{name}/a", "RUN")
+    assert local_path("ü" * 127, "RUN") == Path("ü" * 127)
+
+
 @fuzz
 @given(ORDINARY, ORDINARY)
 def test_a_null_character_or_nothing_is_refused(before, after):
