@@ -26,6 +26,7 @@ from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.model.language_model import LanguageModel, Params
 from fftlm_jax.model.layers import VOCABULARY, column_product
 from fftlm_jax.model.spectral_memory import MemoryPast, MemoryWindow, past_of
+from fftlm_jax.runtime.platform import traced_platform
 from fftlm_jax.spectral import LowPass
 
 
@@ -163,4 +164,4 @@ def _model(graph: nnx.GraphDef, params: Params, layer: Params) -> LanguageModel:
 
 
 def _by_columns() -> bool:
-    return jax.default_backend() == "cpu"
+    return traced_platform() == "cpu"

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fftlm_jax.runtime.platform import traced_platform
+
 Quintic = tuple[float, float, float]
 
 
@@ -169,7 +171,7 @@ def _compute_dtype(wide: jax.typing.DTypeLike, dtype: jax.typing.DTypeLike | Non
         return wide
     if dtype is not None:
         return dtype
-    return wide if jax.default_backend() == "cpu" else jnp.bfloat16
+    return wide if traced_platform() == "cpu" else jnp.bfloat16
 
 
 def _apply(x: jax.Array, method: PolarMethod, steps: int | None, preconditioning: str, safety: float) -> jax.Array:

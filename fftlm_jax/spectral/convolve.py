@@ -22,6 +22,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fftlm_jax.runtime.platform import traced_platform
+
 
 def fast_fft_length(minimum: int) -> int:
     """Smallest even 2^a 3^b 5^c that is at least `minimum`: 1152, not 2048, for 1024 + 127."""
@@ -111,7 +113,7 @@ def causal_convolve(u_BTD: jax.Array, kernel_HK: jax.Array, method: ConvolutionM
         raise ValueError(f"{H} conv heads do not divide {D} channels")
     kernel_HK = kernel_HK[:, :T]  # Taps beyond the window only ever meet zeros.
     if method == "auto":
-        method = choose_method(K, T, jax.default_backend())
+        method = choose_method(K, T, traced_platform())
     if method == "direct":
         return _direct(u_BTD, kernel_HK)
     if method == "fft":
@@ -185,7 +187,7 @@ _block_toeplitz.defvjp(_toeplitz_forward, _toeplitz_backward)
 
 def _one_by_one() -> bool:
     """Whether heads follow each other: on CPU, where the arrays of one then fit into the cache."""
-    return jax.default_backend() == "cpu"
+    return traced_platform() == "cpu"
 
 
 def _across_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -> jax.Array:
