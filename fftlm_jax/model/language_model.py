@@ -26,6 +26,7 @@ from fftlm_jax.model.mixers import MIXER_MODULES
 from fftlm_jax.model.spectral_memory import SpectralMemory
 from fftlm_jax.parallel import regathering, whole
 from fftlm_jax.runtime.jax_settings import random_key
+from fftlm_jax.runtime.platform import traced_platform
 from fftlm_jax.spectral import LowPass
 
 
@@ -107,13 +108,13 @@ class LanguageModel(nnx.Module):
 
         def layer(x: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
             params, key = inputs
-            return nnx.merge(graph, whole(params))(x, low_pass, key), None
+            return nnx.merge(graph, whole(params, dtype))(x, low_pass, key), None
 
         remat = self.config.remat == "blocks"
         layer = jax.checkpoint(layer) if remat else regathering(layer)
         # Unrolled on CPU, where a rolled loop's backward pass takes twice as long; rolled where compile time matters,
         # and where blocks are to be computed again: unrolled, XLA's CPU backend would find both and keep the first.
-        unroll = self.config.n_layers if jax.default_backend() == "cpu" and not remat else 1
+        unroll = self.config.n_layers if traced_platform() == "cpu" and not remat else 1
         x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, keys), unroll=unroll)
         hidden_BTD = self.final_norm(x_BTD).astype(dtype)
         return hidden_BTD if self.config.memory == "none" else hidden_BTD + self.memory(bytes_BT)

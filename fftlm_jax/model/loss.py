@@ -69,7 +69,8 @@ def score(
     W = windows_BW.shape[1]
     T = W - chunk
     # Blocks gather their own parameters, layer by layer.
-    params = {name: part if name == "blocks" else whole(part) for name, part in params.items()}
+    dtype = jnp.dtype(nnx.merge(graph, params).config.dtype)
+    params = {name: part if name == "blocks" else whole(part, dtype) for name, part in params.items()}
     model = nnx.merge(graph, params)
     hidden_BTD = model(windows_BW[:, :T], low_pass, dropout_key)
     targets = windows_BW.astype(jnp.int32)

@@ -63,12 +63,13 @@ class SpectralMemory(nnx.Module):
 
     def __call__(self, bytes_BT: jax.Array) -> jax.Array:
         """Reads the memory at every position: [B, T] bytes -> [B, T, D]."""
-        spectra_BNF = on_own_rows(functools.partial(piece_spectra, piece=self.piece), bytes_BT)
-        rho = jax.nn.sigmoid(self.rho[...])
+        rho_F = jax.nn.sigmoid(self.rho[...])
+        # The whole recurrence, not the FFTs alone: a device would send a few numbers to the others at every piece.
         if self.kind == "polar":
-            states_BNF = polar_states(spectra_BNF, rho)
+            states_BNF = on_own_rows(functools.partial(_polar_memory, piece=self.piece), bytes_BT, rho_F)
         else:
-            states_BNF = aligned_states(spectra_BNF, rho, jnp.pi * jnp.tanh(self.theta[...]))
+            theta_F = jnp.pi * jnp.tanh(self.theta[...])
+            states_BNF = on_own_rows(functools.partial(_aligned_memory, piece=self.piece), bytes_BT, rho_F, theta_F)
         features = jnp.concatenate([states_BNF.real, states_BNF.imag], axis=-1)
         read_BND = project(self.w_read, jnp.pad(features, ((0, 0), (1, 0), (0, 0))))
         # Read in float32, so that the gradients of all readers of a state are added in it.
@@ -120,6 +121,14 @@ def past_of(window: MemoryWindow, count_B: jax.Array, piece: int) -> MemoryPast:
     state_BF = jnp.take_along_axis(window.states_BNF, (heard_B // piece)[:, None, None], axis=1)[:, 0]
     cut = jax.vmap(lambda row, first: jax.lax.dynamic_slice(row, (first,), (piece - 1,)))
     return MemoryPast(state_BF, cut(window.recent_BW, count_B), heard_B % piece)
+
+
+def _polar_memory(bytes_BT: jax.Array, rho_F: jax.Array, piece: int) -> jax.Array:
+    return polar_states(piece_spectra(bytes_BT, piece), rho_F)
+
+
+def _aligned_memory(bytes_BT: jax.Array, rho_F: jax.Array, theta_F: jax.Array, piece: int) -> jax.Array:
+    return aligned_states(piece_spectra(bytes_BT, piece), rho_F, theta_F)
 
 
 def pieces_done(length: int, piece: int) -> jax.Array:

@@ -18,7 +18,7 @@ from fftlm_jax.optim.muon_links import (
     scale_by_nesterov_ema,
     scale_by_neuron_variance,
 )
-from fftlm_jax.optim.orthogonalize import orthogonalize
+from fftlm_jax.optim.orthogonalize import StackSharding, orthogonalize
 from fftlm_jax.optim.polar import PolarMethod
 from fftlm_jax.optim.radial import AdaptiveAlpha
 from fftlm_jax.optim.with_spectral import with_spectral
@@ -51,7 +51,7 @@ def scale_by_muon(
     layout: LayoutSetting = None,
     max_stack: int | None = None,
     stack_sharding: jax.sharding.NamedSharding | None = None,
-    leaf_sharding: jax.sharding.NamedSharding | None = None,
+    leaf_sharding: StackSharding = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of Muon with a radial component; alpha = 0 is Muon. All leaves must have rank 2 or more.
 

@@ -19,6 +19,8 @@ from fftlm_jax.optim.polar import PolarMethod, polar
 # Enough to fill a device, few enough that the temporaries of a large model do not.
 MAX_STACK = 64
 
+StackSharding = jax.sharding.NamedSharding | Callable[[tuple[int, ...]], jax.sharding.NamedSharding] | None
+
 
 def orthogonalize(
     method: PolarMethod = "polar_express",
@@ -30,7 +32,7 @@ def orthogonalize(
     layout: LayoutSetting = None,
     max_stack: int | None = None,
     stack_sharding: jax.sharding.NamedSharding | None = None,
-    leaf_sharding: jax.sharding.NamedSharding | None = None,
+    leaf_sharding: StackSharding = None,
 ) -> optax.GradientTransformation:
     """Replaces every matrix by its polar factor. Stateless.
 
@@ -41,10 +43,11 @@ def orthogonalize(
         stack_sharding: of the stacks (stack, in, out) during the iteration, for example
             `NamedSharding(mesh, PartitionSpec("data"))` on a mesh of automatic axes. Stacks are padded to a multiple
             of its first axis.
-        leaf_sharding: with `stack_sharding`, that of the stacks before and after the iteration. Left to itself, the
-            partitioner carries the stack's sharding on into whatever is computed from leaves, and where stacks need
-            padding it moves single numbers and pieces of matrices about; `NamedSharding(mesh, PartitionSpec())` makes
-            that one gather on either side at most.
+        leaf_sharding: with `stack_sharding`, that of the stacks before and after the iteration, or a function of
+            their shape (stack, in, out) that gives it. Left to itself, the partitioner carries the stack's sharding on
+            into whatever is computed from leaves, and where stacks need padding it moves single numbers and pieces of
+            matrices about. The sharding of the leaves themselves makes that one exchange on either side;
+            `NamedSharding(mesh, PartitionSpec())`, for leaves that are whole on every device, one gather.
 
     Raises:
         ValueError: in update, naming a leaf of rank below 2.
@@ -73,7 +76,7 @@ def map_stacked(
     arrays: Sequence[jax.Array],
     max_stack: int = MAX_STACK,
     sharding: jax.sharding.NamedSharding | None = None,
-    around: jax.sharding.NamedSharding | None = None,
+    around: StackSharding = None,
 ) -> list[jax.Array]:
     """`function` of every array, called once for all matrices of one shape and dtype (or for `max_stack` of them).
 
@@ -82,7 +85,8 @@ def map_stacked(
         arrays: (batch..., m, n) each.
         max_stack: matrices given to one call at most.
         sharding: of the stacks at the call; None leaves it to the compiler.
-        around: with `sharding`, that of the stacks before they are cut and after they are joined again; likewise.
+        around: with `sharding`, that of the stacks before they are dealt out and after, or a function of their shape
+            that gives it; None leaves it to the compiler.
     """
     results: list[Any] = [None] * len(arrays)
     groups: dict[Any, list[int]] = {}
@@ -104,14 +108,16 @@ def _call_sharded(
     function: Callable[[jax.Array], jax.Array],
     stack: jax.Array,
     sharding: jax.sharding.NamedSharding | None,
-    around: jax.sharding.NamedSharding | None,
+    around: StackSharding,
 ) -> jax.Array:
     if sharding is None:
         return function(stack)
     padding = -len(stack) % _first_axis_parts(sharding)
-    stack = _constrain(stack, around)
-    padded = jnp.pad(stack, ((0, padding), (0, 0), (0, 0))) if padding else stack
-    factors = _constrain(function(_constrain(padded, sharding)), sharding)
+    around = around(stack.shape) if callable(around) else around
+    padded = jnp.pad(_constrain(stack, around), ((0, padding), (0, 0), (0, 0))) if padding else stack
+    halfway = None if around is None else _halfway(sharding, around)
+    dealt = _constrain(_constrain(_constrain(padded, around), halfway), sharding)
+    factors = _constrain(_constrain(function(dealt), sharding), halfway)
     return _constrain(factors, around)[: len(stack)]
 
 
@@ -119,7 +125,21 @@ def _constrain(x: jax.Array, sharding: jax.sharding.NamedSharding | None) -> jax
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
+def _halfway(dealt: jax.sharding.NamedSharding, held: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    """Held as before, but along the stack dealt to the axes that `held` does not use.
+
+    One step from here is a slice or gather over those axes, the other an exchange over the axes of `held`; asked for
+    both at once, the partitioner gathers over all of them.
+    """
+    used = set(jax.tree.leaves(tuple(held.spec)))
+    rest = tuple(name for name in _first_axis_names(dealt) if name not in used)
+    return jax.sharding.NamedSharding(held.mesh, jax.sharding.PartitionSpec(rest or None, *held.spec[1:]))
+
+
 def _first_axis_parts(sharding: jax.sharding.NamedSharding) -> int:
+    return math.prod(sharding.mesh.shape[name] for name in _first_axis_names(sharding))
+
+
+def _first_axis_names(sharding: jax.sharding.NamedSharding) -> tuple[str, ...]:
     names = sharding.spec[0] if len(sharding.spec) else None
-    names = names if isinstance(names, tuple) else (names,) if names else ()
-    return math.prod(sharding.mesh.shape[name] for name in names)
+    return names if isinstance(names, tuple) else (names,) if names else ()

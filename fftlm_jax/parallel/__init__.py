@@ -6,11 +6,13 @@ One device is no mesh (None), and everything is then as if this package were not
 from fftlm_jax.parallel.processes import StopTogether, is_first_process, join_processes, together, wait_for_all
 from fftlm_jax.parallel.sharding import (
     BATCH_AXES,
+    StackShardings,
+    averaged_over_devices,
     constrain,
     distribute,
     make_mesh,
     on_own_rows,
-    on_stack,
+    on_stacks,
     one_copy,
     regathering,
     replicated,

@@ -10,8 +10,8 @@ that lowers, and not around the code that starts a thread. Without a mesh all of
 
 import contextlib
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,9 +31,25 @@ def rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH_AXES))
 
 
-def on_stack(mesh: Mesh | None) -> NamedSharding | None:
-    """The sharding of stacks of matrices (stack, in, out): whole matrices, dealt to all devices."""
-    return None if mesh is None else rows(mesh)
+class StackShardings(NamedTuple):
+    """Where stacks of matrices (stack, in, out) are while an optimizer iterates them, and before and after.
+
+    `dealt`: whole matrices, dealt to all devices. `held`: a function of a stack's shape, sharded as parameters are.
+    Between the two every device exchanges parts of matrices with the others (an all-to-all), where from whole stacks
+    each would first gather all of them.
+    """
+
+    dealt: NamedSharding
+    held: Callable[[tuple[int, ...]], NamedSharding]
+
+
+def on_stacks(mesh: Mesh | None, min_size: int) -> StackShardings | None:
+    """The shardings of stacks on a mesh that shards parameters of at least `min_size` entries; None without a mesh."""
+    if mesh is None:
+        return None
+    fsdp = mesh.shape["fsdp"]
+    held = lambda shape: NamedSharding(mesh, parameter_spec(("blocks",), shape, fsdp, min_size))  # noqa: E731
+    return StackShardings(rows(mesh), held)
 
 
 def round_up_rows(count: int, mesh: Mesh | None) -> int:
@@ -112,7 +128,13 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int, fsdp: int, batch_size: int, key: str = "train.batch_size") -> Mesh | None:
+def make_mesh(
+    data: int,
+    fsdp: int,
+    batch_size: int,
+    key: str = "train.batch_size",
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh | None:
     """The mesh of `mesh.data` x `mesh.fsdp` devices.
 
     Args:
@@ -120,11 +142,14 @@ def make_mesh(data: int, fsdp: int, batch_size: int, key: str = "train.batch_siz
         fsdp: devices that large parameters are sharded over.
         batch_size: rows of a micro-batch.
         key: of the config, which they come from.
+        devices: to make it of, for example those of a machine that is not there; this machine's by default.
 
     Raises:
         UsageError: for devices that are not there or would be left out, and for a batch that they do not divide.
     """
-    available = jax.device_count()
+    is_ours = devices is None
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     if data == -1:
         if available % fsdp:
             raise UsageError(f"config.mesh.fsdp: {fsdp} does not divide the {available} devices; choose a divisor.")
@@ -132,7 +157,7 @@ def make_mesh(data: int, fsdp: int, batch_size: int, key: str = "train.batch_siz
     used = data * fsdp
     if used > available:
         raise UsageError(f"config.mesh: data {data} x fsdp {fsdp} devices, but there are {available}; lower them.")
-    if used < available and jax.process_count() > 1:
+    if used < available and (jax.process_count() if is_ours else 1) > 1:
         raise UsageError(
             f"config.mesh: data {data} x fsdp {fsdp} leaves out some of the {available} devices, and with them perhaps "
             "a whole process; set mesh.data to -1."
@@ -146,7 +171,7 @@ def make_mesh(data: int, fsdp: int, batch_size: int, key: str = "train.batch_siz
         return None
     # Auto axes: under the newer Explicit ones plain indexing and reshapes of a sharded batch are errors.
     axis_types = (AxisType.Auto,) * len(BATCH_AXES)
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=jax.devices()[:used])
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices[:used])
 
 
 _WHOLE = "whole_parameter"
@@ -175,22 +200,60 @@ def on_own_rows(function: Callable[..., jax.Array], batch: jax.Array, *shared: j
     return sharded(batch, *shared)
 
 
-def whole(params: Any) -> Any:
-    """Parameters gathered from all devices, where they are cut; their gradients stay as they fall."""
+def averaged_over_devices(function: Callable[..., Any], batch: Any, *shared: Any) -> Any:
+    """The mean over all devices of `function(batch, *shared)`, where each works on its own rows of the batch alone.
+
+    What the function adds up over its part of the batch is summed over the devices once, at its end, and in the dtype
+    that it returns. Inside it nothing is sharded.
+
+    Args:
+        function: of a batch and what all share, to a tree of arrays that are means over the rows of its batch.
+        batch: tree of arrays (micro-batches, rows, ...), the rows cut along all devices of the mesh in force.
+        shared: what all rows need, whole on every device.
+    """
+
+    def of_own_rows(batch: Any, *shared: Any) -> Any:
+        return jax.lax.pmean(function(batch, *shared), BATCH_AXES)
+
+    in_specs = (PartitionSpec(None, BATCH_AXES), *(PartitionSpec(),) * len(shared))
+    return jax.shard_map(of_own_rows, in_specs=in_specs, out_specs=PartitionSpec(), check_vma=False)(batch, *shared)
+
+
+def whole(params: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """Parameters gathered from all devices, where they are sharded; their gradients stay as they fall.
+
+    Matrices of products travel in `dtype`, that of the products, which casts them in any case.
+    """
     if _axis_sizes().get("fsdp", 1) == 1:
         return params
-    return jax.tree.map(lambda x: checkpoint_name(_gather(x), _WHOLE), params)
+
+    def gathered(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        leaf = leaf.astype(dtype) if _names(path)[-1:] == ("kernel",) else leaf
+        return checkpoint_name(_gather(leaf), _WHOLE)
+
+    return jax.tree_util.tree_map_with_path(gathered, params)
 
 
 def regathering(layer: Callable[..., Any]) -> Callable[..., Any]:
     """A layer that gathers its parameters once more in the backward pass, and does not keep them from the forward."""
     if _axis_sizes().get("fsdp", 1) == 1:
         return layer
-    return jax.checkpoint(layer, policy=jax.checkpoint_policies.save_anything_except_these_names(_WHOLE))
+    return jax.checkpoint(layer, policy=_keeps_all_but_whole_parameters)
+
+
+def _keeps_all_but_whole_parameters(primitive: Any, *_: Any, **settings: Any) -> bool:
+    """The policy of `jax.checkpoint` behind `regathering`.
+
+    JAX has one that is to save all but what bears certain names, but it saves everything. Besides the name, the
+    result of the constraint that it is given to must be refused, or that is kept in its place.
+    """
+    return primitive.name != "sharding_constraint" and settings.get("name") != _WHOLE
 
 
 def _axis_sizes() -> dict[str, int]:
-    return dict(jax.sharding.get_abstract_mesh().shape)
+    """Sizes of the axes of the mesh in force that the compiler partitions; empty inside `averaged_over_devices`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
 
 
 def _constrain_to_whole(x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from fftlm_jax.optim.leaves import PerPath
 from fftlm_jax.optim.muon import scale_by_muon
 from fftlm_jax.optim.muon_links import add_cautious_decayed_weights
 from fftlm_jax.optim.radial import AdaptiveAlpha
-from fftlm_jax.parallel import on_stack
+from fftlm_jax.parallel import StackShardings, on_stacks
 
 _LOW_MOMENTUM = 0.85  # Where the momentum begins and ends, as in the source document's runs.
 
@@ -34,7 +34,7 @@ def build_optimizer(
     learning_rate: optax.GradientTransformation,
     total_steps: int,
     batch_multiples: tuple[int, ...] = (1,),
-    stack_sharding: jax.sharding.NamedSharding | None = None,
+    stacks: StackShardings | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, AdamW or Muon with decoupled decay on matrices, and a learning rate.
 
@@ -44,9 +44,9 @@ def build_optimizer(
         total_steps: updates of the whole training, for what happens at a fraction of it.
         batch_multiples: sizes of the batch in equal stages of training, in multiples of the first's. `grad_units`
             grow with them, as the gradient of a summed loss does.
-        stack_sharding: of Muon's stacks of matrices while they are orthogonalized, see `orthogonalize`.
+        stacks: shardings of Muon's stacks of matrices, see `orthogonalize`.
     """
-    before, after = OPTIMIZER_LINKS[config.name].links(config, total_steps, batch_multiples, stack_sharding)
+    before, after = OPTIMIZER_LINKS[config.name].links(config, total_steps, batch_multiples, stacks)
     return optax.chain(optax.clip_by_global_norm(config.clip), *before, learning_rate, *after)
 
 
@@ -56,7 +56,7 @@ Links = tuple[list[optax.GradientTransformation], list[optax.GradientTransformat
 class OptimizerLinks(NamedTuple):
     """What an optimizer adds to clipping and learning rate.
 
-    `links(config, total_steps, batch_multiples, stack_sharding)`, arguments as of `build_optimizer`, gives the links
+    `links(config, total_steps, batch_multiples, stacks)`, arguments as of `build_optimizer`, gives the links
     before and after the learning rate; `half_of(group)` the name of the half that updates a group of parameters.
     """
 
@@ -92,9 +92,9 @@ def _muon_links(
     config: OptimConfig,
     total_steps: int,
     batch_multiples: tuple[int, ...],
-    stack_sharding: jax.sharding.NamedSharding | None,
+    stacks: StackShardings | None,
 ) -> Links:
-    muon = _muon(config, total_steps, batch_multiples, stack_sharding)
+    muon = _muon(config, total_steps, batch_multiples, stacks)
     halves = optax.partition({"muon": muon, "adamw": _adamw_beside_muon(config)}, _halves)
     return [halves], [optax.masked(radial_brake(config.brake), _is_muon)] if config.brake < 1 else []
 
@@ -124,7 +124,7 @@ def _muon(
     config: OptimConfig,
     total_steps: int,
     batch_multiples: tuple[int, ...],
-    stack_sharding: jax.sharding.NamedSharding | None,
+    stacks: StackShardings | None,
 ) -> optax.GradientTransformationExtraArgs:
     decay = add_cautious_decayed_weights if config.cautious else optax.add_decayed_weights
     direction = scale_by_muon(
@@ -138,8 +138,8 @@ def _muon(
         adaptive=None if config.spectral_adaptive == "none" else AdaptiveAlpha(config.spectral_adaptive),
         neuron_beta2=config.neuron_beta2 or None,
         shape=config.shape,
-        stack_sharding=stack_sharding,
-        leaf_sharding=stack_sharding and jax.sharding.NamedSharding(stack_sharding.mesh, jax.sharding.PartitionSpec()),
+        stack_sharding=stacks and stacks.dealt,
+        leaf_sharding=stacks and stacks.held,
     )
     return optax.chain(direction, decay(config.weight_decay))
 
@@ -228,8 +228,8 @@ def _rounded(value: Any) -> float:
 
 def build_optimizer_of(config: Config, mesh: Mesh | None = None) -> optax.GradientTransformationExtraArgs:
     """The optimizer with the run's own learning rate."""
-    stages = config.train.batch_stages
-    return build_optimizer(config.optim, _learning_rate(config), config.total_steps, stages, on_stack(mesh))
+    stages, stacks = config.train.batch_stages, on_stacks(mesh, config.mesh.fsdp_min_size)
+    return build_optimizer(config.optim, _learning_rate(config), config.total_steps, stages, stacks)
 
 
 def _learning_rate(config: Config) -> optax.GradientTransformationExtraArgs:

@@ -9,6 +9,7 @@ have sent the next. With `train.skip_nonfinite`, as many steps in a row are pass
 gradient is 0, so that schedules and events go on, and no weight moves.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from fftlm_jax.checkpoints.contents import TrainState
 from fftlm_jax.config.schema import Config
@@ -25,7 +27,7 @@ from fftlm_jax.model import score
 from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.loss import objective_loss
 from fftlm_jax.optim import RadialStats, learning_rate_in_force, radial_statistics
-from fftlm_jax.parallel import constrain, replicated
+from fftlm_jax.parallel import averaged_over_devices, constrain, replicated
 from fftlm_jax.runtime.jax_settings import random_key
 from fftlm_jax.spectral import LowPass
 
@@ -130,6 +132,7 @@ def make_update(
     skip_nonfinite: int = 0,
     average: optax.GradientTransformation | None = None,
     shardings: TrainState | None = None,
+    sums_once: bool = False,
 ) -> Callable[..., tuple[TrainState, Update]]:
     """Builds the arithmetic of a training step on any loss: language modelling and fine-tuning share it.
 
@@ -141,6 +144,9 @@ def make_update(
         skip_nonfinite: steps in a row that may be passed over.
         average: of the weights over steps, or None.
         shardings: of the state on a mesh, which must be in force where the update is traced.
+        sums_once: on a mesh whose devices all hold the whole parameters: every device works on its own rows, and
+            gradients are summed over devices once a step. It needs a loss that is a mean over the rows of its batch,
+            and no keys, of which every device would draw the same for its own rows.
 
     Returns:
         `update(state, fixed, batch, keys, **events) -> (state, Update)`, to be jitted. The leaves of `batch` and `keys`
@@ -148,8 +154,8 @@ def make_update(
     """
 
     def laid_out(loss_and_grads: tuple) -> tuple:
-        """Gradients cut as their parameters are, so that no device ever holds them whole."""
-        if shardings is None:
+        """Gradients sharded as their parameters are, so that no device ever holds them whole."""
+        if shardings is None or sums_once:
             return loss_and_grads
         loss, grads = loss_and_grads
         return loss, constrain(grads, learned_of(shardings.params))
@@ -160,24 +166,31 @@ def make_update(
         accum_steps = jax.tree.leaves(batch)[0].shape[0]
         learned = learned_of(state.params)
 
-        def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
-            micro_batch, key = inputs
-            value_and_grads = jax.value_and_grad(loss_of, has_aux=True)(learned, state.params, fixed, micro_batch, key)
-            return laid_out(jax.tree.map(jnp.add, total, value_and_grads)), None
+        def mean_over_micro_batches(batch_and_keys: tuple, learned: Params, params: Params, fixed: Any) -> tuple:
+            def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
+                micro_batch, key = inputs
+                value_and_grads = jax.value_and_grad(loss_of, has_aux=True)(learned, params, fixed, micro_batch, key)
+                return laid_out(jax.tree.map(jnp.add, total, value_and_grads)), None
 
-        nothing = (jnp.zeros(()),) * extras
-        zeros = laid_out(((jnp.zeros(()), nothing), jax.tree.map(jnp.zeros_like, learned)))
-        if accum_steps == 1:
-            totals, _ = micro_step(zeros, jax.tree.map(lambda x: x[0], (batch, keys)))
-        else:
-            totals, _ = jax.lax.scan(micro_step, zeros, (batch, keys))
-        (loss, extra), grads = jax.tree.map(lambda x: x / accum_steps, totals)
+            nothing = (jnp.zeros(()),) * extras
+            zeros = laid_out(((jnp.zeros(()), nothing), jax.tree.map(jnp.zeros_like, learned)))
+            if accum_steps == 1:
+                totals, _ = micro_step(zeros, jax.tree.map(lambda x: x[0], batch_and_keys))
+            else:
+                totals, _ = jax.lax.scan(micro_step, zeros, batch_and_keys)
+            return jax.tree.map(lambda x: x / accum_steps, totals)
+
+        mean = mean_over_micro_batches
+        if sums_once:
+            mean = functools.partial(averaged_over_devices, mean_over_micro_batches)
+        (loss, extra), grads = mean((batch, keys), learned, state.params, fixed)
 
         grad_norm = optax.tree.norm(grads)
         sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         if skip_nonfinite:
             grads = jax.tree.map(lambda g: jnp.where(sound, g, 0), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, learned, **events)
+        with jax.named_scope("optimizer"):  # By this name a plan tells its collectives from those of the model.
+            updates, opt_state = tx.update(grads, state.opt_state, learned, **events)
         sane_update = jnp.isfinite(optax.tree.norm(updates))
         params = {**state.params, **optax.apply_updates(learned, updates)}
         ema = average.update(params, state.ema)[1] if average else None
@@ -236,6 +249,7 @@ def make_train_step(
         skip_nonfinite=config.train.skip_nonfinite,
         average=averaging(config.optim.ema_decay),
         shardings=shardings,
+        sums_once=shardings is not None and _mesh_of(shardings).shape["fsdp"] == 1 and not config.model.dropout,
     )
     dropout_key = random_key(config.seed + 1) if config.model.dropout else None
 
@@ -259,4 +273,8 @@ def make_train_step(
 
     if shardings is None:
         return jax.jit(train_step, donate_argnums=0)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(shardings.step.mesh)))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated(_mesh_of(shardings))))
+
+
+def _mesh_of(shardings: TrainState) -> Mesh:
+    return shardings.step.mesh
