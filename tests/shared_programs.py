@@ -49,12 +49,31 @@ class _SharedJit:
     def __init__(self, jitted: Any) -> None:
         self._jitted, self._lowered = jitted, {}
 
+    def trace(self, *arguments: Any) -> "_SharedTraced":
+        return _SharedTraced(self, self._jitted, arguments)
+
     def lower(self, *arguments: Any) -> "_SharedLowered":
         leaves, structure = jax.tree.flatten(arguments)
         key = (structure, tuple((jax.numpy.shape(leaf), jax.numpy.result_type(leaf)) for leaf in leaves))
         if key not in self._lowered:
             self._lowered[key] = _SharedLowered(self._jitted.lower(*arguments))
         return self._lowered[key]
+
+
+class _SharedTraced:
+    """A trace that is lowered for this machine once, and for others anew."""
+
+    def __init__(self, shared: _SharedJit, jitted: Any, arguments: tuple) -> None:
+        self._shared, self._jitted, self._arguments = shared, jitted, arguments
+
+    @property
+    def jaxpr(self) -> Any:
+        return self._jitted.trace(*self._arguments).jaxpr
+
+    def lower(self, **options: Any) -> Any:
+        if options:
+            return self._jitted.trace(*self._arguments).lower(**options)
+        return self._shared.lower(*self._arguments)
 
 
 class _SharedLowered:

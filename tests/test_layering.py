@@ -15,7 +15,7 @@ LEVELS = {
     "runtime": 0, "config": 1, "spectral": 2,
     "optim": 3, "curriculum": 3, "data": 3, "parallel": 3, "model": 4,
     "checkpoints": 5, "recording": 5, "generation": 6, "export": 6,
-    "evaluation": 7, "doctor": 7, "exported": 7, "training": 8, "raft": 9, "evaluate": 10, "cli": 11,
+    "evaluation": 7, "doctor": 7, "exported": 7, "training": 8, "raft": 9, "plan": 10, "evaluate": 10, "cli": 11,
 }  # fmt: skip
 FORBIDDEN = {"tensorflow", "torch", "pickle", "cloudpickle", "dill", "clu", "wandb"}
 # What benchmarks compare with; imported late, and only where torch is.
@@ -124,7 +124,7 @@ def test_the_mathematics_is_usable_alone():
     others = {name for name in done.stdout.split() if name.split(".")[1] not in ("optim", "spectral")}
     assert others == {
         *("fftlm_jax.config", "fftlm_jax.config.cutoff"),
-        *("fftlm_jax.runtime", "fftlm_jax.runtime.untrusted", "fftlm_jax.runtime.errors"),
+        *("fftlm_jax.runtime", "fftlm_jax.runtime.untrusted", "fftlm_jax.runtime.errors", "fftlm_jax.runtime.platform"),
     }
 
 
@@ -139,6 +139,7 @@ def test_files_and_functions_stay_small_enough_to_read():
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80
     ]
     assert long == []
-    assert len(FILES) <= 140  # 130 when the rooms were built, and ten for streams, paths and texts as people have them
+    # 130 when the rooms were built, ten for streams, paths and texts as people have them, nine for plans.
+    assert len(FILES) <= 149
     assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "evaluate.py", "exported.py"}
     assert len(list((PACKAGE / "training").glob("*.py"))) <= 12

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("fftlm_jax.cli.train", "train a run, or go on training it"),
     "generate": ("fftlm_jax.generation.terminal", "continue a prompt with a trained run"),
     "evaluate": ("fftlm_jax.evaluation.evaluate_run", "score a run on held-out text, with tables and a picture"),
+    "plan": ("fftlm_jax.plan.plan_run", "say what a run would need on a machine that is not there"),
     "verify": ("fftlm_jax.checkpoints.verification", "check a run's checkpoints and print the hash of its state"),
     "doctor": ("fftlm_jax.doctor.examine", "tell whether a run, or a text log, trains well"),
     "export": ("fftlm_jax.export.export_run", "write a run's model into a folder to give away"),
@@ -41,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         close = nearest(name, COMMANDS)
         print(f"UsageError: fftlm has no command {printable(name)!r}{close}; see fftlm --help.", file=sys.stderr)
         return UsageError.exit_code
+    config_file = next((word for word in rest if word.endswith(".py") and not word.startswith("-")), None)
+    if name == "plan" and config_file is not None:  # The train command reads config files and their overrides.
+        rest = [f"--config={config_file}", "--dry_run", *(word for word in rest if word != config_file)]
+        name = "train"
     module = importlib.import_module(COMMANDS[name][0])
     if name == "train":
         return module.run_as_program([f"fftlm {name}", *rest])

@@ -22,7 +22,12 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, on
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Validate, compile, report sizes and costs; write nothing.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directory aside and start afresh.")
-_OPTIONS = (_WORKDIR, _DRY_RUN, _OVERWRITE)
+_TARGET = flags.DEFINE_string(
+    "target", None, "With --dry_run: plan the run for this machine, such as v5e-16 or h100-8."
+)
+_ADVISE = flags.DEFINE_bool("advise", False, "With --target: also try larger batches, or what would make it fit.")
+_OUT = flags.DEFINE_string("out", None, "With --target: folder for plan.json and plan.png.")
+_OPTIONS = (_WORKDIR, _DRY_RUN, _OVERWRITE, _TARGET, _ADVISE, _OUT)
 
 
 def run_as_program(argv: list[str] | None = None) -> int:
@@ -49,7 +54,7 @@ def main(arguments: list[str]) -> int:
     return process.run_command(lambda: _train(arguments))
 
 
-def _train(arguments: list[str]) -> None:
+def _train(arguments: list[str]) -> int | None:
     from fftlm_jax.config.reading import read_config
     from fftlm_jax.runtime import compile_cache, faults
 
@@ -60,21 +65,32 @@ def _train(arguments: list[str]) -> None:
         raise UsageError("--config is missing: pass a config file, for example --config=configs/quickstart.py.")
     name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
     workdir = f"runs/{name}" if _WORKDIR.value is None else local_path(_WORKDIR.value, "--workdir")
+    if _TARGET.value is not None:
+        if not _DRY_RUN.value:
+            raise UsageError("--target plans a run and trains nothing; add --dry_run.")
+        from fftlm_jax.plan.plan_run import plan_run
+
+        out = None if _OUT.value is None else Path(local_path(_OUT.value, "--out"))
+        fits = plan_run(_CONFIG.value, _TARGET.value, advise=_ADVISE.value, out=out)
+        return 0 if fits else UsageError.exit_code
+    if _ADVISE.value or _OUT.value is not None:
+        raise UsageError("--advise and --out belong to a plan; add --dry_run --target=MACHINE.")
     config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
     compile_cache.use(config.compile_cache, os.environ)
     if config.task == "raft":
         from fftlm_jax.raft.run_cycles import dry_run, run
     else:
-        from fftlm_jax.training.dry_run import dry_run
+        from fftlm_jax.plan.dry_run import dry_run
         from fftlm_jax.training.loop import run
     if _DRY_RUN.value:
         dry_run(_CONFIG.value)
-        return
+        return None
     run(_CONFIG.value, workdir, overwrite=_OVERWRITE.value)
     try:
         sys.stdout.flush()
     except OSError:  # What a full disk did not take is in run.log; the run itself is saved.
         streams.discard_output()
+    return None
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -49,7 +49,25 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass, mesh: 
     The chunk part is there where the objective trains the whole head. Under the `signal` method only the last position
     of each window is scored, since all others see their future.
     """
+    sums = make_sums(config, graph, low_pass, mesh)
 
+    def evaluate(params: Params, batches: Iterable[EvaluationBatch]) -> Tally:
+        # Summed on the host in float64: a float32 sum over millions of bytes would lose digits.
+        total: list[Any] = [0.0] * (6 if config.objective.has_chunks else 4)
+        for batch in batches:
+            if mesh is not None:
+                batch = distribute(batch, EvaluationBatch(rows(mesh), rows(mesh)))
+            with within(mesh):
+                found = jax.device_get(sums(params, batch.windows, batch.valid))
+            total = [t + f.astype(np.float64) for t, f in zip(total, found, strict=True)]
+        first_position = config.model.seq_len if low_pass.method == "signal" else 1
+        return Tally(*total, *[None] * (6 - len(total)), first_position)
+
+    return evaluate
+
+
+def make_sums(config: Config, graph: nnx.GraphDef, low_pass: LowPass, mesh: Mesh | None) -> Callable[..., Any]:
+    """Builds the program behind `make_evaluate`: `sums(params, windows_BW, valid_B)`, jitted, gives a batch's sums."""
     last_only = low_pass.method == "signal"  # At every cutoff, or bpb would change its meaning at the last raise.
 
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
@@ -75,18 +93,7 @@ def make_evaluate(config: Config, graph: nnx.GraphDef, low_pass: LowPass, mesh: 
             found += [jnp.sum(x, axis=0) for x in chunk]
         return found
 
-    def evaluate(params: Params, batches: Iterable[EvaluationBatch]) -> Tally:
-        # Summed on the host in float64: a float32 sum over millions of bytes would lose digits.
-        total: list[Any] = [0.0] * (6 if config.objective.has_chunks else 4)
-        for batch in batches:
-            if mesh is not None:
-                batch = distribute(batch, EvaluationBatch(rows(mesh), rows(mesh)))
-            with within(mesh):
-                found = jax.device_get(sums(params, batch.windows, batch.valid))
-            total = [t + f.astype(np.float64) for t, f in zip(total, found, strict=True)]
-        return Tally(*total, *[None] * (6 - len(total)), config.model.seq_len if last_only else 1)
-
-    return evaluate
+    return sums
 
 
 def summary(tally: Tally, objective: ObjectiveConfig) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`--dry_run`: what a config would do and cost, without writing anything."""
+"""`--dry_run`: what a config would do and cost on the machine at hand, without writing anything."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,12 @@ from fftlm_jax.model import build
 from fftlm_jax.model.language_model import low_pass_at
 from fftlm_jax.model.parameters import label_params
 from fftlm_jax.optim.leaves import path_string
+from fftlm_jax.plan.arithmetic import flops_of
 from fftlm_jax.training import run_parts
 from fftlm_jax.training.batches import batch_stages
 from fftlm_jax.training.compiler import StepVariant
 from fftlm_jax.training.optimizer import build_optimizer_of
+from fftlm_jax.training.run_parts import trace_step
 
 
 def dry_run(values: Mapping[str, Any]) -> None:
@@ -40,16 +42,16 @@ def dry_run(values: Mapping[str, Any]) -> None:
     with run_parts.build_compiler(config, graph, tx, mesh) as compiler:
         cutoff = build_controller(config).cutoff
         micro_batches = batch_stages(config).largest
-        compiled = compiler.get(StepVariant(low_pass_at(config, cutoff), micro_batches))
-    flops = (compiled.run.cost_analysis() or {}).get("flops", float("nan"))
+        variant = StepVariant(low_pass_at(config, cutoff), micro_batches)
+        compiled = compiler.get(variant)
     memory = compiled.run.memory_analysis()
     t = config.train
     devices = 1 if mesh is None else mesh.size
-    flops *= devices  # The compiler counts those of one device.
     step_bytes = micro_batches * t.batch_size * config.model.seq_len
+    flops = flops_of(trace_step(config, graph, tx, variant, mesh).jaxpr)
     print(
-        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, about {flops * micro_batches / 1e9:,.0f} GFLOP "
-        f"({micro_batches} x {flops / 1e9:,.1f}, the compiler's count of a micro-batch)"
+        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, {flops / 1e9:,.1f} GFLOP of matrix products and "
+        f"transforms in {micro_batches} micro-batches"
     )
     if devices > 1:
         print(f"on {devices} devices: {dict(mesh.shape)}; memory is that of each")

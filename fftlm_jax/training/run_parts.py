@@ -1,7 +1,7 @@
 """Builds the parts of a run, and its state at the first step or as a checkpoint holds it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,9 +76,9 @@ def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None 
     return merged_config
 
 
-def build_mesh(config: Config) -> Mesh | None:
-    """The run's devices; None for a single one."""
-    return make_mesh(config.mesh.data, config.mesh.fsdp, config.train.batch_size)
+def build_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """The run's devices, of this machine unless others are given; None for a single one."""
+    return make_mesh(config.mesh.data, config.mesh.fsdp, config.train.batch_size, devices=devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,16 +220,41 @@ def step_arguments(
     return abstract_state(config, tx, mesh), windows, *events(Answer())
 
 
+def trace_step(
+    config: Config,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformationExtraArgs,
+    variant: StepVariant,
+    mesh: Mesh | None = None,
+    device: jax.Device | None = None,
+) -> jax.stages.Traced:
+    """Traces the step of a variant; nothing is allocated.
+
+    Args:
+        config, graph, tx, variant: of the run.
+        mesh: of several devices.
+        device: where there is no mesh: the single device that the step is for, if not this machine's own.
+    """
+    arguments = step_arguments(config, tx, variant.micro_batches, mesh)
+    step = make_train_step(config, graph, tx, variant.low_pass, mesh and shardings_of(arguments[0]))
+    if device is not None:
+        arguments = jax.tree.map(lambda x: placed(x, jax.sharding.SingleDeviceSharding(device)), arguments)
+    with within(mesh):  # Here, since a background thread inherits no mesh.
+        return step.trace(*arguments)
+
+
+def placed(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, as one that lies where a sharding says."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
 def build_compiler(
     config: Config, graph: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, mesh: Mesh | None = None
 ) -> StepCompiler:
     """Compiles the run's steps, one per mask and number of micro-batches."""
 
     def lower(variant: StepVariant) -> jax.stages.Lowered:
-        arguments = step_arguments(config, tx, variant.micro_batches, mesh)
-        step = make_train_step(config, graph, tx, variant.low_pass, mesh and shardings_of(arguments[0]))
-        with within(mesh):  # Here, since a background thread inherits no mesh.
-            return step.lower(*arguments)
+        return trace_step(config, graph, tx, variant, mesh).lower()
 
     on_one_cpu = mesh is None and jax.default_backend() == "cpu"
     return StepCompiler(lower, config.model.kernel_len, rehearse=on_one_cpu)

@@ -311,7 +311,7 @@ def test_so_does_every_command_that_reads_a_log_or_none(command, home):
 def overridden(command, monkeypatch):
     """The config that main.py makes of overrides."""
     found = []
-    monkeypatch.setattr("fftlm_jax.training.dry_run.dry_run", found.append)
+    monkeypatch.setattr("fftlm_jax.plan.dry_run.dry_run", found.append)
 
     def call(*overrides):
         code, out, err = command(f"--config={ROOT / 'configs' / 'tiny.py'}", "--dry_run", *overrides)

@@ -18,6 +18,7 @@ from fftlm_jax.cli import COMMANDS
 from fftlm_jax.generation.sampling import SamplingConfig, draft, remember, row_keys
 from fftlm_jax.model import init_params
 from fftlm_jax.model.lora import LoRA, init_adapters
+from fftlm_jax.plan.dry_run import dry_run
 from fftlm_jax.raft import run_cycles
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime import faults
@@ -35,7 +36,6 @@ from fftlm_jax.spectral import (
     toeplitz_matrix,
 )
 from fftlm_jax.training import run
-from fftlm_jax.training.dry_run import dry_run
 from tests.faults.runs import assert_equal_runs, short_values
 from tests.raft.raft_run import raft_values
 from tests.tiny import ROOT, hash_of, main_here, tiny

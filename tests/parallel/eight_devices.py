@@ -21,6 +21,8 @@ from fftlm_jax.evaluation.held_out_bpb import HeldOut
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import low_pass_at
 from fftlm_jax.parallel import distribute
+from fftlm_jax.plan.estimate import place_of
+from fftlm_jax.plan.program_text import collectives_of
 from fftlm_jax.training import run_parts
 from fftlm_jax.training.batches import windows_sharding
 from fftlm_jax.training.compiler import StepVariant
@@ -38,8 +40,8 @@ CASES = {
     # By FFT, so that all products outside of loops are those of the polar iterations.
     "muon": {"optim__name": "muon", "model__conv_method": "fft"},
     "muon_fsdp": {"optim__name": "muon", "model__conv_method": "fft", **FSDP},
+    "memory_fsdp": {"model__memory": "aligned", "model__memory_piece": 2, **FSDP},
 }
-_COLLECTIVE = r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
 
 class Run:
@@ -76,14 +78,13 @@ class Run:
         return self
 
     def facts(self):
-        collectives = re.findall(_COLLECTIVE, self.text)
+        collectives = collectives_of(self.text, distinct_channels=False)
         return {
             "losses": self.losses,
             "order": self.order,
             "bpb": HeldOut(self.config, self.graph, self.data, self.mesh).scores(self.state, 17)["bpb"],
-            "gathered": [s for s, kind in collectives if kind == "all-gather"],
-            "moved": [s for s, kind in collectives if kind in ("all-to-all", "collective-permute")],
-            "reduced": sum(kind == "all-reduce" for _, kind in collectives),
+            "collectives": [{**c._asdict(), "place": place_of(c), "moved": c.moved} for c in collectives],
+            "micro_batches": self.config.train.accum_steps,
             "ffts": re.findall(r"= (\S+?)(?:\{\S*)? fft\(", self.text),
             "polar": polar_shapes(self.text),
             "aliased": len(re.findall(r"\{[\d, ]*\}: \(\d+, \{\}, (?:may|must)-alias\)", self.text)),

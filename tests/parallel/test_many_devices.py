@@ -41,10 +41,39 @@ def test_every_mesh_sees_the_same_windows_in_the_same_order(found):
     assert len({found[name]["order"] for name in CASES}) == 1
 
 
-@pytest.mark.parametrize("name", ("fft", "toeplitz"))
-def test_data_parallel_steps_gather_nothing(found, name):
-    assert found[name]["gathered"] == [] and found[name]["moved"] == []
-    assert found[name]["reduced"] >= 1, "gradients are summed over devices"
+def moved(case, kind, *places):
+    """Bytes that the collectives of a kind move in a step, at these places of it or at all."""
+    return sum(c["moved"] for c in case["collectives"] if c["kind"] == kind and (not places or c["place"] in places))
+
+
+def bytes_of_parameters(case):
+    return 4 * sum(map(math.prod, case["parameters"]))
+
+
+@pytest.mark.parametrize("name", ("fft", "toeplitz", "muon"))
+def test_where_parameters_are_whole_gradients_are_summed_once_a_step_and_nothing_else_moves(found, name):
+    case = found[name]
+    model = [c for c in case["collectives"] if c["place"] != "optimizer"]
+    assert {c["kind"] for c in model} == {"all-reduce"} and {c["times"] for c in model} == {1}
+    assert case["micro_batches"] > 1, "or once a step would prove nothing"
+    assert bytes_of_parameters(case) <= moved(case, "all-reduce") < 1.01 * bytes_of_parameters(case) + 64
+
+
+@pytest.mark.parametrize("name", ("fsdp", "muon_fsdp"))
+def test_sharded_parameters_are_gathered_in_the_forward_and_again_in_the_backward_pass(found, name):
+    """By layers, so that no device ever keeps all of them: once each way, and never what has a batch axis."""
+    case = found[name]
+    is_sharded_stack = lambda shape: len(shape) == 3 and shape[0] == 2 and math.prod(shape) >= 500
+    layers = 4 * sum(math.prod(shape) for shape in case["parameters"] if is_sharded_stack(shape))
+    others = bytes_of_parameters(case) - layers
+    forward, backward = moved(case, "all-gather", "forward"), moved(case, "all-gather", "backward")
+    assert backward == layers * case["micro_batches"]
+    assert backward <= forward <= (layers + others) * case["micro_batches"]
+
+
+def test_no_device_sends_anything_within_the_recurrence_of_a_memory(found):
+    case = found["memory_fsdp"]
+    assert max(c["times"] for c in case["collectives"]) <= case["micro_batches"]
 
 
 @pytest.mark.parametrize("name", ("fft", "fsdp"))
@@ -58,12 +87,27 @@ def test_every_device_transforms_its_own_rows(found, name):
 @pytest.mark.parametrize("name", ("fsdp", "muon", "muon_fsdp"))
 def test_only_parameters_are_gathered(found, name):
     """A parameter, a layer's part of one, or a stack of matrices of its shape: never anything with a batch axis."""
-    assert found[name]["gathered"]
+    gathered = [c for c in found[name]["collectives"] if c["kind"] == "all-gather"]
+    assert gathered
     tails = {tuple(p[-2:]) for p in found[name]["parameters"] if len(p) >= 2}
-    for shape in map(dimensions, found[name]["gathered"]):
-        assert tuple(shape[-2:]) in tails, shape
+    for collective in gathered:
+        shape = dimensions(collective["shape"])
+        if collective["place"] == "optimizer" and name == "muon_fsdp":  # From the other half of the devices.
+            parts = {(a // 4, b) for a, b in tails} | {(a, b // 4) for a, b in tails}
+            assert tuple(shape[-2:]) in parts, shape
+        else:
+            assert tuple(shape[-2:]) in tails, shape
         assert math.prod(shape[:-2]) <= 16, "at most the padded stack"
-    assert found[name]["moved"] == []
+
+
+def test_sharded_matrices_go_to_their_polar_iterations_and_back_by_exchange(found):
+    """Each device sends parts of matrices and gets whole ones: a part of the parameters, never all of them."""
+    case = found["muon_fsdp"]
+    exchanged = [c for c in case["collectives"] if c["kind"] == "all-to-all"]
+    assert {c["place"] for c in exchanged} == {"optimizer"} and len(exchanged) == 2 * 3, "three stacks, there and back"
+    assert moved(case, "all-to-all") <= 0.5 * bytes_of_parameters(case)
+    assert moved(case, "all-gather", "optimizer") <= 0.5 * bytes_of_parameters(case)
+    assert not [c for c in case["collectives"] if c["kind"] == "collective-permute"]
 
 
 @pytest.mark.parametrize("name", ("muon", "muon_fsdp"))

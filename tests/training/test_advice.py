@@ -8,7 +8,7 @@ from fftlm_jax.curriculum import earliest_raises
 from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.doctor.evidence import NOTE, WARNING
 from fftlm_jax.doctor.rules_config import advice
-from fftlm_jax.training.dry_run import dry_run
+from fftlm_jax.plan.dry_run import dry_run
 from tests.tiny import tiny, tiny_values
 
 
