@@ -139,7 +139,7 @@ def test_files_and_functions_stay_small_enough_to_read():
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 80
     ]
     assert long == []
-    # 130 when the rooms were built, ten for streams, paths and texts as people have them, nine for plans.
-    assert len(FILES) <= 149
+    # 130 when the rooms were built, ten for streams, paths and texts as people have them, ten for plans.
+    assert len(FILES) <= 150
     assert {file.name for file in PACKAGE.glob("*.py")} == {"__init__.py", "evaluate.py", "exported.py"}
     assert len(list((PACKAGE / "training").glob("*.py"))) <= 12

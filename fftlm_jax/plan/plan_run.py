@@ -61,8 +61,6 @@ def _plan(values: Mapping[str, Any], machine: machines.Machine, advise: bool) ->
     config = read_config(values, with_data=False)
     if config.init.checkpoint:  # Its architecture is that of another run.
         config = config_of(values)
-    if config.task == "raft":
-        raise UsageError("--target plans language modelling; a fine-tuning run (task=raft) cannot be planned yet.")
     devices = machines.devices_of(machine)
     plan = _plan_config(config, machine, devices)
     if not advise:
@@ -82,10 +80,10 @@ def _plan_config(config: Any, machine: machines.Machine, devices: list[Any], *, 
     from fftlm_jax.plan.estimate import bound_of, traffic_of
     from fftlm_jax.plan.programs import programs_of, state_bytes
     from fftlm_jax.plan.report import Plan
-    from fftlm_jax.training.run_parts import build_mesh
+    from fftlm_jax.plan.traces import bytes_per_step, mesh_of
 
     params = build(config.model)[1]
-    mesh = build_mesh(config, devices)
+    mesh = mesh_of(config, devices)
     used = machines.part_of(machine, 1 if mesh is None else mesh.size)
     shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     programs = programs_of(config, machine, devices, print_error, only_last_step=only_last_step)
@@ -94,7 +92,7 @@ def _plan_config(config: Any, machine: machines.Machine, devices: list[Any], *, 
         found = program.findings
         if program.kind != "step" or found.refusal:
             continue
-        sizes[program.name] = program.micro_batches * config.train.batch_size * config.model.seq_len
+        sizes[program.name] = bytes_per_step(config, program.micro_batches)
         bounds[program.name] = bound_of(
             used,
             flops=found.flops,
@@ -119,7 +117,12 @@ def _plan_config(config: Any, machine: machines.Machine, devices: list[Any], *, 
 
 
 def _days(config: Any, programs: list[Any], bounds: Mapping[str, Any]) -> float | None:
-    """Days of all steps at their bound, the dearest rung of each size of batch counted; None where one does not fit."""
+    """Days of all steps at their bound, the dearest rung of each size of batch counted.
+
+    None where a step does not fit, and for fine-tuning, whose steps depend on what it samples.
+    """
+    if config.task == "raft":
+        return None
     from fftlm_jax.training.batches import batch_stages
 
     stages = batch_stages(config)
@@ -140,6 +143,8 @@ def _changes(plan: Any, values: dict[str, Any]) -> Iterator[tuple[str, dict[str,
     """
     train, mesh, devices = values["train"], values["mesh"], plan.machine.devices
     batch, accum = train["batch_size"], train["accum_steps"]
+    if values["task"] == "raft":
+        return
     if plan.fits:
         for factor in (2, 4, 8, 16, 32, 64):
             yield f"train.batch_size={batch * factor}", {"train.batch_size": batch * factor}

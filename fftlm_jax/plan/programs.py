@@ -1,8 +1,7 @@
 """The programs of a run, compiled for a machine that is not there, and what their compiler says of each.
 
-Planned are the training step of every rung whose program differs, the evaluation of a batch, and one round of cached
-decoding. What was found is kept beside the compiled programs of real runs, by the text of the program, the machine and
-the versions of the compilers, since compiling for a TPU takes a minute.
+What was found is kept beside the compiled programs of real runs, by the text of the program, the machine and the
+versions of the compilers, since compiling for a TPU takes a minute.
 """
 
 import dataclasses
@@ -12,35 +11,22 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
 
 from fftlm_jax.config.schema import Config
-from fftlm_jax.curriculum.controller import build_controller, build_rule
-from fftlm_jax.evaluation.held_out_bpb import make_sums
-from fftlm_jax.generation import sampling_of
-from fftlm_jax.generation.cached_decoding import Decoder
-from fftlm_jax.generation.sampling import row_keys
-from fftlm_jax.model import build
-from fftlm_jax.model.language_model import evaluation_low_pass, low_pass_at
-from fftlm_jax.model.streaming import lay_out
-from fftlm_jax.parallel import round_up_rows, rows, within
+from fftlm_jax.parallel import within
 from fftlm_jax.plan.arithmetic import flops_of, kept_for_backward
 from fftlm_jax.plan.machines import Machine
 from fftlm_jax.plan.program_text import Collective, collectives_of
+from fftlm_jax.plan.traces import abstract_train_state, mesh_of, traces_of
 from fftlm_jax.runtime import compile_cache
 from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.platform import tracing_for
-from fftlm_jax.training.batches import batch_stages
-from fftlm_jax.training.compiler import StepVariant
-from fftlm_jax.training.optimizer import build_optimizer_of
-from fftlm_jax.training.run_parts import abstract_state, build_mesh, placed, trace_step
 
 _CONSTANT = re.compile(r"dense<[^>]*>")
 _FORMAT = 1  # Of kept findings; to be raised when what they hold changes.
@@ -108,14 +94,13 @@ def programs_of(
     Raises:
         UsageError: if the run's mesh does not fit the machine.
     """
-    mesh = build_mesh(config, devices)
+    mesh = mesh_of(config, devices)
+    platform = "cuda" if machine.chip.platform == "gpu" else machine.chip.platform
     found: dict[str, Program] = {}
-    for kind, name, micro_batches, trace in _traces(config, mesh, devices[0], only_last_step):
-        with tracing_for(machine.chip.platform):
+    for kind, name, micro_batches, trace in traces_of(config, mesh, devices[0], only_last_step):
+        with tracing_for(machine.chip.platform), within(mesh if kind != "decoding" else None):
             traced = trace()
-            platform = "cuda" if machine.chip.platform == "gpu" else machine.chip.platform
-            with within(mesh):
-                lowered = traced.lower(lowering_platforms=(platform,))
+            lowered = traced.lower(lowering_platforms=(platform,))
         text = lowered.as_text()
         shape = hashlib.sha256(_CONSTANT.sub("dense<>", text).encode()).hexdigest()
         if shape in found:
@@ -125,7 +110,7 @@ def programs_of(
 
         def compile_it() -> Findings:
             say(f"compiling {name} for {machine.target}")
-            return _compile(traced, lowered, machine, mesh)
+            return _compile(traced, lowered, machine, 1 if mesh is None or kind == "decoding" else mesh.size)
 
         findings = _kept_or(config, machine, text, compile_it)
         found[shape] = Program(name, kind, micro_batches, (name,), findings)
@@ -134,8 +119,7 @@ def programs_of(
 
 def state_bytes(config: Config, devices: Sequence[Any]) -> StateBytes:
     """The bytes of a run's state on one device of a machine."""
-    mesh = build_mesh(config, devices)
-    state = abstract_state(config, build_optimizer_of(config, mesh), mesh)
+    state = abstract_train_state(config, mesh_of(config, devices))
     return StateBytes(_device_bytes(state.params), _device_bytes(state.opt_state), _device_bytes(state.ema))
 
 
@@ -147,57 +131,7 @@ def _device_bytes(tree: Any) -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
-def _traces(
-    config: Config, mesh: Mesh | None, device: Any, only_last_step: bool
-) -> Iterator[tuple[str, str, int, Callable[[], jax.stages.Traced]]]:
-    """(kind, name, micro-batches, function that traces it) of each program, steps first."""
-    graph, _ = build(config.model)
-    tx = build_optimizer_of(config, mesh)
-    first = build_controller(config).cutoff
-    cutoffs = [first, *(rung for rung in build_rule(config).ladder if rung > first)]
-    stages = batch_stages(config)
-    for micro_batches in dict.fromkeys(stages.accum_steps * multiple for multiple in stages.multiples):
-        for cutoff in cutoffs[-1:] if only_last_step else cutoffs:
-            variant = StepVariant(low_pass_at(config, cutoff), micro_batches)
-            name = f"step at cutoff {cutoff}, {micro_batches} micro-batches"
-            own_device = device if mesh is None else None
-            yield "step", name, micro_batches, lambda v=variant: trace_step(config, graph, tx, v, mesh, own_device)
-    if only_last_step:
-        return
-    params = abstract_state(config, tx, mesh).params
-    alone = SingleDeviceSharding(device)
-    low_pass = evaluation_low_pass(config, cutoffs[-1])
-
-    def trace_evaluation() -> jax.stages.Traced:
-        B, W = round_up_rows(config.eval.batch_size, mesh), config.model.seq_len + config.model.chunk
-        where = alone if mesh is None else rows(mesh)
-        batch = (jax.ShapeDtypeStruct((B, W), np.uint8), jax.ShapeDtypeStruct((B,), np.int32))
-        weights = params if mesh is not None else jax.tree.map(lambda x: placed(x, alone), params)
-        with within(mesh):
-            return make_sums(config, graph, low_pass, mesh).trace(weights, *(placed(x, where) for x in batch))
-
-    yield "evaluation", "evaluation of a batch", 0, trace_evaluation
-    if low_pass.method != "signal" or low_pass.is_full:
-        yield "decoding", f"a round of decoding ({config.sample.mode})", 0, lambda: _trace_decoding(config, alone)
-
-
-def _trace_decoding(config: Config, alone: SingleDeviceSharding) -> jax.stages.Traced:
-    """Rounds of decoding one text, which a single device does."""
-    graph, params = build(config.model)
-    decoder = Decoder(config.model, graph, evaluation_low_pass(config, build_rule(config).ladder[-1]))
-    sampling = sampling_of(config.sample)
-    weights = jax.eval_shape(lambda p: lay_out(config.model, graph, p, decoder.low_pass), params)
-    recent = jax.ShapeDtypeStruct((1, sampling.memory), jnp.int32)
-    state = jax.eval_shape(lambda w: decoder._empty(w, 1), weights)
-    carry = jax.eval_shape(lambda w, s, r: decoder._begin(w, s, r, sampling), weights, state, recent)
-    keys = jax.eval_shape(lambda: row_keys(0, [0]))
-    wanted = jax.ShapeDtypeStruct((), jnp.int32)
-    inputs = jax.tree.map(lambda x: placed(x, alone), (weights, carry, keys, wanted))
-    return Decoder._write.trace(decoder, *inputs, sampling, config.sample.mode, 64)
-
-
-def _compile(traced: jax.stages.Traced, lowered: jax.stages.Lowered, machine: Machine, mesh: Mesh | None) -> Findings:
-    devices = 1 if mesh is None else mesh.size
+def _compile(traced: jax.stages.Traced, lowered: jax.stages.Lowered, machine: Machine, devices: int) -> Findings:
     flops, kept = flops_of(traced.jaxpr), kept_for_backward(traced.jaxpr) // devices
     start = time.perf_counter()
     try:

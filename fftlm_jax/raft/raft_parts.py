@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -145,17 +146,18 @@ def optimizer_of(config: Config, trained: str, steps: int) -> optax.GradientTran
     return optax.chain(optax.clip_by_global_norm(optim.clip), adam, rate)
 
 
-def mesh_of(config: Config) -> Mesh | None:
+def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
     """The devices that the rows of a training step are cut over; None for a single one.
 
-    With `mesh.data` -1 as many as share the rows equally.
+    With `mesh.data` -1 as many as share the rows equally, of `devices` or else of this machine.
 
     Raises:
         UsageError: for devices that are not there, or that the rows do not divide among.
     """
     rows = config.raft.batch_size // config.raft.accum_steps
-    data = math.gcd(rows, jax.device_count()) if config.mesh.data == -1 else config.mesh.data
-    return make_mesh(data, 1, rows, "raft.batch_size")
+    count = jax.device_count() if devices is None else len(devices)
+    data = math.gcd(rows, count) if config.mesh.data == -1 else config.mesh.data
+    return make_mesh(data, 1, rows, "raft.batch_size", devices)
 
 
 def first_weights(config: Config) -> tuple[Params, int]:

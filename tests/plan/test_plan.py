@@ -6,12 +6,11 @@ import json
 import jax
 import pytest
 
-from fftlm_jax.config.reading import to_dict
+from fftlm_jax.config.reading import read_config, to_dict
 from fftlm_jax.plan import plan_run, programs, report
 from fftlm_jax.plan.estimate import bound_of, place_of, purpose_of, traffic_of
 from fftlm_jax.plan.machines import Chip, Machine, machine_named
 from fftlm_jax.plan.program_text import Collective
-from fftlm_jax.runtime.errors import UsageError
 from tests.raft.raft_run import raft_values
 from tests.tiny import main_here, tiny
 
@@ -143,9 +142,15 @@ def test_findings_are_kept_by_program_and_found_anew_where_they_are_damaged(monk
     assert json.loads(kept.read_text())["flops"] == first[0].findings.flops
 
 
-def test_a_fine_tuning_run_is_refused():
-    with pytest.raises(UsageError, match="cannot be planned yet"):
-        plan_run._plan(raft_values(), HERE, False)
+@pytest.mark.parametrize("trained", ("full", "lora"))
+def test_a_fine_tuning_run_is_planned_by_its_steps_and_its_sampling(trained):
+    values = raft_values(raft__trained=trained)
+    plan = plan_run._plan_config(read_config(values), HERE, jax.devices()[:1])
+    kinds = [(program.kind, program.name) for program in plan.programs]
+    steps = {name for kind, name in kinds if kind == "step"}
+    assert steps == {f"step of fine-tuning ({t})" for t in {trained, values.raft.sft_trained}}
+    assert kinds[-1] == ("decoding", f"rounds of sampling {values.raft.rows} completions")
+    assert plan.days is None and all(program.findings.flops > 0 for program in plan.programs)
 
 
 @pytest.mark.parametrize(
