@@ -266,3 +266,11 @@ def test_readmes_of_older_exports_still_import_what_they_name():
     from fftlm_jax import export, exported
 
     assert exported.load_exported is export.load_exported and exported.next_byte_logits is export.next_byte_logits
+
+
+def test_an_export_of_an_earlier_version_lacks_later_keys_and_can_be_loaded(exported, tmp_path):
+    folder = copy_of(exported, tmp_path / "older")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"].pop("precision") == "default"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_exported(folder)[0] == load_exported(exported)[0]

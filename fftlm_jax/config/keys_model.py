@@ -81,6 +81,13 @@ class ModelConfig:
         "Type of the matrix products, float32 or bfloat16; weights and losses are always float32.",
         one_of("float32", "bfloat16"),
     )
+    precision: str = key(
+        "default",
+        "How float32 products are multiplied: default (bfloat16 on TPU, TF32 on GPU), high or highest (float32).",
+        one_of("default", "high", "highest"),
+        resume=ASKED,
+        is_later=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fftlm_jax.data import ByteSequence, EvaluationBatch, evaluation_batches
 from fftlm_jax.generation import Decoder, PlainDecoder, decoder_for, sampling_of
 from fftlm_jax.model import objective_value, score
 from fftlm_jax.model.language_model import Params, evaluation_low_pass
+from fftlm_jax.model.layers import products_at
 from fftlm_jax.parallel import distribute, is_first_process, one_copy, replicated, round_up_rows, rows, within
 from fftlm_jax.spectral import LowPass
 
@@ -72,16 +73,17 @@ def make_sums(config: Config, graph: nnx.GraphDef, low_pass: LowPass, mesh: Mesh
 
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def sums(params: Params, windows_BW: jax.Array, valid_B: jax.Array) -> list[jax.Array]:
-        scores = score(
-            graph,
-            params,
-            windows_BW,
-            low_pass,
-            chunk=config.model.chunk,
-            with_chunk=config.objective.has_chunks,
-            last_only=last_only,
-            valid_B=valid_B,
-        )
+        with products_at(config.model.precision):
+            scores = score(
+                graph,
+                params,
+                windows_BW,
+                low_pass,
+                chunk=config.model.chunk,
+                with_chunk=config.objective.has_chunks,
+                last_only=last_only,
+                valid_B=valid_B,
+            )
         loss_BT, weight_BT = scores.next_byte_BT * scores.next_byte_weight_BT, scores.next_byte_weight_BT
         found = [jnp.sum(loss_BT, axis=0), jnp.sum(weight_BT, axis=0)]
         last, T = windows_BW.shape[1] - config.model.chunk, loss_BT.shape[1]

@@ -39,9 +39,10 @@ from jax import export
 from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.config.limits import parameter_count, require_room
 from fftlm_jax.config.reading import read_model_config
-from fftlm_jax.config.schema import ModelConfig
+from fftlm_jax.config.schema import ModelConfig, with_later_keys
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.layers import products_at
 from fftlm_jax.model.parameters import by_name, misfits
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError, SaveError, UsageError
 from fftlm_jax.runtime.untrusted import read_json
@@ -74,7 +75,8 @@ class ExportedConfig:
 def next_byte_logits(config: ExportedConfig, params: Params, bytes_BT: jax.Array) -> jax.Array:
     """Logits of the byte after each position, float32 [B, T, V]. Compiled once per shape."""
     model = nnx.merge(build(config.model)[0], params)
-    return model.head.next_byte(model(bytes_BT, config.low_pass))
+    with products_at(config.model.precision):
+        return model.head.next_byte(model(bytes_BT, config.low_pass))
 
 
 def load_exported(folder: str | Path) -> tuple[ExportedConfig, Params]:
@@ -184,7 +186,7 @@ def _read_config(file: Path) -> ExportedConfig:
             raise ValueError(f"it does not say {json.dumps(_FORMAT)[1:-1]}")
         if set(values) != {*_FORMAT, *names}:
             raise ValueError(f"beside its format it must say {', '.join(names)}, nothing less and nothing more")
-        model, low_pass = read_model_config(values["model"]), LowPass(**values["low_pass"])
+        model, low_pass = read_model_config(with_later_keys(values)["model"]), LowPass(**values["low_pass"])
         whole_numbers = (values["step"], low_pass.cutoff, low_pass.bins, low_pass.transition_bins)
         if any(type(number) is not int or number < 0 for number in whole_numbers):
             raise ValueError("step and the numbers of low_pass must be whole")

@@ -25,7 +25,7 @@ from fftlm_jax.generation.sampling import (
     row_keys,
 )
 from fftlm_jax.model.language_model import Params
-from fftlm_jax.model.layers import VOCABULARY
+from fftlm_jax.model.layers import VOCABULARY, products_at
 from fftlm_jax.spectral import LowPass
 
 
@@ -110,7 +110,8 @@ class PlainDecoder:
             buffer, recent_R = texts
             start = -(jnp.minimum(self.context - i, 0) // self._stride) * self._stride  # Rounded up.
             context = jax.lax.dynamic_slice(buffer, (start,), (self.context,))
-            hidden = model(context[None], self._low_pass)[0]
+            with products_at(model.config.precision):
+                hidden = model(context[None], self._low_pass)[0]
             logits_V = model.head.next_byte(jax.lax.dynamic_index_in_dim(hidden, i - 1 - start, keepdims=False))
             next_V = log_probabilities(logits_V, recent_R, sampling)
             (byte,), _ = draft(key, i - known, next_V, nothing_later, recent_R, sampling)

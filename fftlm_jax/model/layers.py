@@ -3,6 +3,7 @@
 Shapes: C bytes of a chunk, D width, V = 256 byte values.
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -39,6 +40,11 @@ def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
     flat = hidden.reshape(-1, hidden.shape[-1])
     logits = jnp.matmul(flat, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return logits.reshape(*hidden.shape[:-1], kernel.shape[-1])
+
+
+def products_at(precision: str) -> contextlib.AbstractContextManager:
+    """The context in which products are traced with `model.precision`: the platform's own at "default"."""
+    return contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision)
 
 
 def linear(fan_in: int, fan_out: int, scale: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:

@@ -24,7 +24,7 @@ from flax import nnx
 
 from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.model.language_model import LanguageModel, Params
-from fftlm_jax.model.layers import VOCABULARY, column_product
+from fftlm_jax.model.layers import VOCABULARY, column_product, products_at
 from fftlm_jax.model.spectral_memory import MemoryPast, MemoryWindow, past_of
 from fftlm_jax.runtime.platform import traced_platform
 from fftlm_jax.spectral import LowPass
@@ -91,7 +91,7 @@ class Stream:
         models = [_model(graph, weights.rest, layer) for layer in weights.blocks]
         self._model, self._blocks = models[0], [model.blocks for model in models]
         self._weights = weights
-        self._dtype = jnp.dtype(config.dtype)
+        self._dtype, self._precision = jnp.dtype(config.dtype), config.precision
         self._block = block
         self._prepared = [b.mixer.at_width(k, block) for b, k in zip(self._blocks, weights.kernels, strict=True)]
         for layer in self._blocks if _by_columns() else ():
@@ -107,6 +107,10 @@ class Stream:
 
     def extend(self, state: StreamState, bytes_BS: jax.Array) -> tuple[jax.Array, Trail]:
         """Hidden states at S bytes after a state, and what `keep` needs to go on from any of them."""
+        with products_at(self._precision):
+            return self._extend(state, bytes_BS)
+
+    def _extend(self, state: StreamState, bytes_BS: jax.Array) -> tuple[jax.Array, Trail]:
         x_BSD = self._model.embed(bytes_BS.astype(jnp.int32)).astype(self._dtype)
         windows = []
         for block, past, prepared in zip(self._blocks, state.pasts, self._prepared, strict=True):
@@ -144,7 +148,8 @@ class Stream:
 
     def _logits(self, hidden: jax.Array, matrix_ED: jax.Array) -> jax.Array:
         flat_ND = hidden.reshape(-1, hidden.shape[-1])
-        logits_NE = column_product(flat_ND, matrix_ED, preferred_element_type=jnp.float32)
+        with products_at(self._precision):
+            logits_NE = column_product(flat_ND, matrix_ED, preferred_element_type=jnp.float32)
         return logits_NE.reshape(*hidden.shape[:-1], -1)
 
     @property

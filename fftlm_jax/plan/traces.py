@@ -158,6 +158,7 @@ def _trace_fine_tuning(
         lora=raft_parts.lora_of(config) if trained == "lora" else None,
         model_dropout=config.model.dropout > 0,
         skip_nonfinite=config.train.skip_nonfinite,
+        precision=config.model.precision,
         ema_decay=config.optim.ema_decay,
         mesh=mesh,
     )

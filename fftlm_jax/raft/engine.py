@@ -175,6 +175,7 @@ class Engine:
                 lora=self._lora if trained == "lora" else None,
                 model_dropout=self._config.model.dropout > 0,
                 skip_nonfinite=self._config.train.skip_nonfinite,
+                precision=self._config.model.precision,
                 ema_decay=self._config.optim.ema_decay,
                 mesh=self._mesh,
             )

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from fftlm_jax.checkpoints.contents import TrainState, averaged_params
 from fftlm_jax.checkpoints.run_directory import write_bytes
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.layers import products_at
 from fftlm_jax.model.lora import LoRA, merge
 from fftlm_jax.parallel import distribute, one_copy, replicated, within
 from fftlm_jax.parallel import rows as across
@@ -97,7 +98,8 @@ def answer_loss(graph: nnx.GraphDef, params: Params, low_pass: LowPass, rows: Ro
     """Sums over a batch of the cross-entropy (nats) and of the weights of the bytes that count."""
     bytes_BW = jnp.asarray(rows.bytes_NW, jnp.int32)
     model = nnx.merge(graph, params)
-    logits_BTV = model.head.next_byte(model(bytes_BW[:, :-1], low_pass, key))
+    with products_at(model.config.precision):
+        logits_BTV = model.head.next_byte(model(bytes_BW[:, :-1], low_pass, key))
     loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, bytes_BW[:, 1:])
     weight_BT = rows.weight_NW[:, 1:]
     return jnp.sum(loss_BT * weight_BT), jnp.sum(weight_BT)
@@ -111,6 +113,7 @@ def make_fine_tune_step(
     lora: LoRA | None,
     model_dropout: bool = False,
     skip_nonfinite: int = 0,
+    precision: str = "default",
     ema_decay: float = 0.0,
     mesh: Mesh | None = None,
 ) -> FineTuneStep:
@@ -124,6 +127,7 @@ def make_fine_tune_step(
             is then an empty dict).
         model_dropout: whether the model's own dropout is on.
         skip_nonfinite: steps in a row that may be passed over because they are not finite.
+        precision: of products, see `model.precision`.
         ema_decay: of an average of what is trained, over steps; 0 for none.
         mesh: devices to cut the rows over.
     """
@@ -135,7 +139,7 @@ def make_fine_tune_step(
         total, _ = answer_loss(graph, params, low_pass, rows, model_key if model_dropout else None)
         return total / count, ()
 
-    update = make_update(loss_of, tx, skip_nonfinite=skip_nonfinite, average=averaging(ema_decay))
+    update = make_update(loss_of, tx, skip_nonfinite=skip_nonfinite, precision=precision, average=averaging(ema_decay))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def step(

@@ -25,6 +25,7 @@ from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer
 from fftlm_jax.model import score
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.layers import products_at
 from fftlm_jax.model.loss import objective_loss
 from fftlm_jax.optim import RadialStats, learning_rate_in_force, radial_statistics
 from fftlm_jax.parallel import averaged_over_devices, constrain, replicated
@@ -130,6 +131,7 @@ def make_update(
     extras: int = 0,
     learned_of: Callable[[Params], Params] = lambda params: params,
     skip_nonfinite: int = 0,
+    precision: str = "default",
     average: optax.GradientTransformation | None = None,
     shardings: TrainState | None = None,
     sums_once: bool = False,
@@ -142,6 +144,7 @@ def make_update(
         extras: how many extra scalars the loss gives.
         learned_of: the part of the parameters that is trained.
         skip_nonfinite: steps in a row that may be passed over.
+        precision: of the products of the loss and its gradient, see `model.precision`.
         average: of the weights over steps, or None.
         shardings: of the state on a mesh, which must be in force where the update is traced.
         sums_once: on a mesh whose devices all hold the whole parameters: every device works on its own rows, and
@@ -169,7 +172,9 @@ def make_update(
         def mean_over_micro_batches(batch_and_keys: tuple, learned: Params, params: Params, fixed: Any) -> tuple:
             def micro_step(total: tuple, inputs: tuple) -> tuple[tuple, None]:
                 micro_batch, key = inputs
-                value_and_grads = jax.value_and_grad(loss_of, has_aux=True)(learned, params, fixed, micro_batch, key)
+                with products_at(precision):  # Around the backward pass too, whose products it also traces.
+                    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+                    value_and_grads = gradient_of(learned, params, fixed, micro_batch, key)
                 return laid_out(jax.tree.map(jnp.add, total, value_and_grads)), None
 
             nothing = (jnp.zeros(()),) * extras
@@ -247,6 +252,7 @@ def make_train_step(
         extras=2,
         learned_of=lambda params: trained(config, params),
         skip_nonfinite=config.train.skip_nonfinite,
+        precision=config.model.precision,
         average=averaging(config.optim.ema_decay),
         shardings=shardings,
         sums_once=shardings is not None and _mesh_of(shardings).shape["fsdp"] == 1 and not config.model.dropout,

@@ -5,14 +5,17 @@ import ast
 import jax
 import pytest
 
+from fftlm_jax.config.reading import read_config
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import low_pass_at
+from fftlm_jax.plan.traces import traces_of
 from fftlm_jax.runtime.platform import traced_platform, tracing_for
 from fftlm_jax.spectral import causal_convolve
 from fftlm_jax.training.compiler import StepVariant
 from fftlm_jax.training.optimizer import build_optimizer_of
 from fftlm_jax.training.run_parts import trace_step
-from tests.tiny import ROOT, tiny
+from tests.raft.raft_run import raft_values
+from tests.tiny import ROOT, tiny, tiny_values
 
 PACKAGE = ROOT / "fftlm_jax"
 
@@ -62,3 +65,23 @@ def test_nothing_else_asks_the_host_while_tracing():
     }
     # Where a run's programs are run, not traced: the first steps wait for compiles, and small programs are rehearsed.
     assert askers == {"runtime/platform.py", "training/loop.py", "training/run_parts.py"}
+
+
+@pytest.mark.parametrize("values", (tiny_values(model__memory="polar", model__memory_piece=4), raft_values()))
+def test_a_precision_holds_for_every_product_of_every_program(values):
+    """In training, its backward pass, evaluation and decoding: no product is left at the platform's default."""
+
+    def products(precision: str) -> list[str]:
+        values.model.precision = precision
+        config = read_config(values)
+        found = []
+        for program in traces_of(config, None, jax.devices()[0], False):
+            with tracing_for("tpu"):
+                text = program.trace().lower(lowering_platforms=("tpu",)).as_text()
+            found += [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        return found
+
+    asked_for, usual = products("highest"), products("default")
+    assert len(asked_for) == len(usual) > 20
+    assert [line for line in asked_for if "precision = [HIGHEST, HIGHEST]" not in line] == []
+    assert not all("HIGHEST" in line for line in usual)
