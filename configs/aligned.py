@@ -46,8 +46,8 @@ def get_config() -> ConfigDict:
     model.dropout = 0.0  # Chance that an output of a block's branches is dropped in a step.
     model.remat = "none"  # What the backward pass computes again: none, or all inner results of the blocks (blocks).
     model.dtype = "float32"  # Type of the matrix products, float32 or bfloat16; weights and losses are always float32.
-    # How float32 products are multiplied: default (bfloat16 on TPU, TF32 on GPU), high or highest (float32). On CPU they
-    # always are.
+    # How float32 products are multiplied: default (bfloat16 on TPU, TF32 on GPU), high or highest (float32).
+    # CPUs always multiply them in float32.
     model.precision = "default"
 
     c.objective = objective = ConfigDict()

@@ -6,13 +6,14 @@ import json
 import jax
 import pytest
 
+from fftlm_jax.checkpoints.run_directory import RunDirectory
 from fftlm_jax.config.reading import read_config, to_dict
-from fftlm_jax.plan import plan_run, programs, report
+from fftlm_jax.plan import machines, plan_run, programs, report
 from fftlm_jax.plan.estimate import bound_of, place_of, purpose_of, traffic_of
 from fftlm_jax.plan.machines import Chip, Machine, machine_named
 from fftlm_jax.plan.program_text import Collective
 from tests.raft.raft_run import raft_values
-from tests.tiny import main_here, tiny
+from tests.tiny import main_here, tiny, write_config
 
 # A chip that runs this suite, so that everything but the description of a machine is tried without any extra.
 HERE = Machine("here-1", Chip("cpu", "this processor", 2**30, 1e12, 1e11, 1e10), (1,))
@@ -151,6 +152,39 @@ def test_a_fine_tuning_run_is_planned_by_its_steps_and_its_sampling(trained):
     assert steps == {f"step of fine-tuning ({t})" for t in {trained, values.raft.sft_trained}}
     assert kinds[-1] == ("decoding", f"rounds of sampling {values.raft.rows} completions")
     assert plan.days is None and all(program.findings.flops > 0 for program in plan.programs)
+
+
+@pytest.fixture
+def at_hand(monkeypatch):
+    """The machine `here-1` can be asked for by name; what planning sets of JAX is undone."""
+    monkeypatch.setattr(machines, "machine_named", lambda target: HERE)
+    monkeypatch.setattr(machines, "set_environment", lambda machine, environment: None)
+    monkeypatch.setattr(machines, "devices_of", lambda machine: jax.devices()[:1])
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+def test_a_plan_of_a_config_file_writes_where_it_is_asked_to_and_needs_no_corpus(at_hand, tmp_path, capsys):
+    config = write_config(tmp_path / "mine.py", "tests.tiny.tiny_values")
+    options = ["--dry_run", "--target=here-1", f"--out={tmp_path / 'plan'}", "--config.data.path=nowhere.txt"]
+    assert main_here(config, "--config.data.source=files", *options) == 0
+    assert "fits: yes" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "plan").iterdir()} == {"plan.json", "plan.png"}
+    (tmp_path / "taken").touch()
+    assert main_here(config, "--dry_run", "--target=here-1", f"--out={tmp_path / 'taken'}") != 0
+    assert "the plan cannot be written there" in capsys.readouterr().err
+
+
+def test_a_run_directory_is_planned_by_its_own_config(at_hand, tmp_path, capsys):
+    directory = RunDirectory(tmp_path / "run")
+    directory.root.mkdir()
+    directory.config.write_text(json.dumps(to_dict(tiny())))
+    before = sorted(directory.root.rglob("*"))
+    assert plan_run.main([str(tmp_path / "run"), "--target=here-1"]) == 0
+    assert "fits: yes" in capsys.readouterr().out and sorted(directory.root.rglob("*")) == before
+    assert plan_run.main([str(tmp_path / "nothing"), "--target=here-1"]) == 1
+    assert "holds no run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
