@@ -613,6 +613,50 @@ FAULTS = (
         "for first in range(1):",
         "tests/parallel/test_many_devices.py::test_large_parameters_and_their_moments_are_cut",
     ),
+    Fault(
+        "gradients of several devices are added up where their mean was meant",
+        "fftlm_jax/parallel/sharding.py",
+        "jax.lax.pmean(function(batch, *shared), BATCH_AXES)",
+        "jax.lax.psum(function(batch, *shared), BATCH_AXES)",
+        "tests/parallel/test_many_devices.py::test_it_learns_what_one_device_does",
+    ),
+    Fault(
+        "gathered parameters are kept for the backward pass",
+        "fftlm_jax/parallel/sharding.py",
+        'return primitive.name != "sharding_constraint" and settings.get("name") != _WHOLE',
+        "return True",
+        "tests/parallel/test_many_devices.py::"
+        "test_sharded_parameters_are_gathered_in_the_forward_and_again_in_the_backward_pass",
+    ),
+    # Plans for machines that are not there.
+    Fault(
+        "a program for a TPU is written for the host",
+        "fftlm_jax/runtime/platform.py",
+        "return _TARGET.value or jax.default_backend()",
+        "return jax.default_backend()",
+        "tests/plan/test_platform.py::test_a_step_for_a_tpu_is_the_same_on_every_host",
+    ),
+    Fault(
+        "products of the backward pass keep the platform's precision",
+        "fftlm_jax/training/step.py",
+        "with products_at(precision):",
+        'with products_at("default"):',
+        "tests/plan/test_platform.py::test_a_precision_holds_for_every_product_of_every_program",
+    ),
+    Fault(
+        "a collective in a loop counts once",
+        "fftlm_jax/plan/program_text.py",
+        "count * _trips(computations, instruction)",
+        "count",
+        "tests/plan/test_program_text.py::test_loops_within_loops_multiply_and_reduced_parts_count_whole",
+    ),
+    Fault(
+        "what each device computes for itself counts for one device",
+        "fftlm_jax/plan/arithmetic.py",
+        "return math.prod(mesh.shape[axis] for axis in (mesh.axis_names if manual is None else manual))",
+        "return 1",
+        "tests/plan/test_arithmetic.py::test_what_each_device_does_for_itself_counts_for_all",
+    ),
     # Evaluation and export.
     Fault(
         "the longest copy is found too short",
