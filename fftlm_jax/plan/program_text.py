@@ -96,9 +96,11 @@ def collectives_of(text: str, *, distinct_channels: bool) -> list[Collective]:
                 if (kind, channel) in seen:
                     continue
                 seen.add((kind, channel))
-            shape = _moved_shape(instruction)
-            size = array_bytes(shape) * (_group_size(instruction.rest) if kind == "reduce-scatter" else 1)
-            found.append(Collective(kind, shape, size, times[name], _first(r'op_name="([^"]*)"', instruction.rest)))
+            shape, parts = _moved_shape(instruction), 1
+            if kind == "reduce-scatter" and instruction.operation == kind:  # Its result is a part of what it moves.
+                parts = _group_size(instruction.rest)
+            op_name = _first(r'op_name="([^"]*)"', instruction.rest)
+            found.append(Collective(kind, shape, array_bytes(shape) * parts, times[name], op_name))
     return found
 
 
@@ -186,11 +188,15 @@ def _balanced(text: str) -> str:
 
 
 def _moved_shape(instruction: Instruction) -> str:
-    """The results of a collective alone: an asynchronous one gives its operands too, and sometimes counters."""
+    """What a collective moves: its results, or of a reduce-scatter that is told its operands, these.
+
+    An asynchronous one gives (operands, results), and sometimes counters.
+    """
     if not instruction.operation.endswith("-start") or instruction.operation == "all-reduce-start":
         return instruction.shape
     parts = _elements(instruction.shape)
-    return parts[1] if len(parts) > 1 else instruction.shape
+    which = 0 if instruction.operation == "reduce-scatter-start" else 1
+    return parts[which] if len(parts) > 1 else instruction.shape
 
 
 def _elements(shape: str) -> list[str]:
@@ -211,6 +217,9 @@ def _group_size(rest: str) -> int:
     """Devices that take part in a collective together."""
     if listed := _first(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed.split(","))
+    if mesh := re.search(r"replica_groups=mesh\[([^]]*)\] \{([^}]*)\}", rest):
+        sizes = dict(axis.split("=") for axis in mesh.group(1).split(","))
+        return math.prod(int(sizes[axis.strip()]) for axis in mesh.group(2).split(","))
     return int(_first(r"replica_groups=\[\d+,(\d+)\]", rest) or 1)
 
 

@@ -29,7 +29,7 @@ from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.platform import tracing_for
 
 _CONSTANT = re.compile(r"dense<[^>]*>")
-_FORMAT = 1  # Of kept findings; to be raised when what they hold changes.
+_FORMAT = 2  # Of kept findings; to be raised when what they hold changes.
 
 
 @dataclasses.dataclass(frozen=True)

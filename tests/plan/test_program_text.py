@@ -92,6 +92,30 @@ def test_a_tpu_s_loops_are_counted_by_their_bound_and_step_and_channels_once():
     assert len(facts(TPU, distinct_channels=False)) == 4
 
 
+@pytest.mark.parametrize(
+    "line,size",
+    (
+        (
+            "f32[2,8]{1,0} reduce-scatter(%x), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}",
+            4 * 64,
+        ),
+        ("f32[2,8]{1,0} reduce-scatter(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}", 4 * 64),
+        (
+            "f32[2,8]{1,0} reduce-scatter(%x), channel_id=1, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}",
+            4 * 64,
+        ),
+        ("f32[2,8]{1,0} reduce-scatter(%x), replica_groups=mesh['a'=2,'b'=4] {'a','b'}, dimensions={0}", 8 * 64),
+        ("((f32[9]{0}, f32[3]{0}), (f32[3]{0}, f32[1]{0})) reduce-scatter-start(%x, %y), dimensions={0}", 48),
+        ("((f32[9]{0}), (f32[27]{0}), u32[]) all-gather-start(%x), dimensions={0}", 108),
+    ),
+)
+def test_the_size_of_what_a_group_of_devices_reduces_or_gathers(line, size):
+    (found,) = collectives_of(
+        f"ENTRY %main (a: f32[4]) -> f32[4] {{\n  ROOT %c = {line}\n}}\n", distinct_channels=False
+    )
+    assert found.size == size
+
+
 def test_both_branches_of_a_condition_count():
     text = """\
 %yes (p: f32[4]) -> f32[4] {
