@@ -5,7 +5,6 @@ other; packed ones are unpacked first. A small corpus is read into memory; of a 
 read, when it is.
 """
 
-import glob
 import hashlib
 import os
 import sysconfig
@@ -23,7 +22,7 @@ from fftlm_jax.data.looks import SAMPLE, entropy_fault, is_pointer, what_it_look
 from fftlm_jax.data.public_texts import TEXTS, downloaded
 from fftlm_jax.data.unpacked import AS_USUAL, HELD_OUT, Part, ReadingProgress, TextOptions, cache_folder, unpacked
 from fftlm_jax.runtime.errors import DataError
-from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.paths import local_path, matches
 
 # Up to so many bytes a corpus is kept in memory, where nothing can happen to it and the smallest files cost nothing.
 MEMORY_LIMIT = 128 << 20
@@ -188,7 +187,7 @@ def _files(path: str) -> tuple[list[tuple[str, Path]], int]:
     if root.is_dir():
         labelled, left_out = _below(root)
     else:
-        found = [Path(p) for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
+        found = [Path(p) for p in matches(path) if os.path.isfile(p)]
         base = Path(os.path.commonpath([p.parent for p in found])) if found else root
         labelled = [(p.relative_to(base).as_posix(), p) for p in found]
     unique: dict[tuple[int, int], tuple[str, Path]] = {}
@@ -196,7 +195,7 @@ def _files(path: str) -> tuple[list[tuple[str, Path]], int]:
         status = file.stat()
         unique.setdefault((status.st_dev, status.st_ino), (label, file))
     if not unique:
-        problem = "does not exist and matches no file as a glob"
+        problem = "is no file" if os.path.exists(root) else "does not exist and matches no file as a glob"
         if root.is_dir():
             problem = f"holds hidden and linked ones alone ({left_out})" if left_out else "holds no files"
         raise DataError(f"data.path: {path} {problem}; name a file, a folder or a glob.")
