@@ -173,11 +173,13 @@ def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, l
         return None, [f"{no_copies} {error}"]
     if corpus.fingerprint == saved.corpus:
         return corpus, []
-    changed = f"the corpus differs from the run's (fingerprint {saved.corpus[:12]} -> {corpus.fingerprint[:12]})"
+    fingerprints = f"{saved.corpus[:12]} -> {corpus.fingerprint[:12]}, of the names and bytes of its files"
+    changed = f"the corpus differs from the run's (fingerprint {fingerprints})"
     if args.text:
         return None, [f"{no_copies} {changed}."]
     raise CheckpointError(
-        f"{changed}, so its held-out part may have been trained on; bring the old bytes back, or name a --text."
+        f"{changed}, so its held-out part may have been trained on; bring the old bytes back under "
+        "their old names, or name a --text."
     )
 
 

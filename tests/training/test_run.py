@@ -217,6 +217,16 @@ def test_other_data_is_refused(arguments, copy, tmp_path, capsys):
     assert "the corpus differs" in capsys.readouterr().err
 
 
+def test_a_corpus_with_another_name_is_told_so_and_goes_on_on_request(arguments, copy, tmp_path, capsys):
+    (path,) = (a.partition("=")[2] for a in arguments if a.startswith("--config.data.path="))
+    shutil.copy(path, tmp_path / "renamed.txt")
+    renamed = [*arguments, f"--workdir={copy}", f"--config.data.path={tmp_path / 'renamed.txt'}"]
+    assert main_here(*renamed) == 4
+    told = capsys.readouterr().err
+    assert "of the names and bytes of its files" in told and "under their old names" in told
+    assert main_here(*renamed, "--config.resume.allow=data") == 0
+
+
 def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, straight, copy, capsys):
     data = max(
         (copy / "checkpoints" / "20" / "arrays").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
