@@ -101,9 +101,11 @@ def _found(source: str, path: str, held_out: float, options: TextOptions) -> _Fo
         text, file = TEXTS[source], downloaded(source, cache_folder(options.cache, os.environ))
         return _Found([Part(source, file)], text.borders, f"; {text.split}")
     found, left_out = _files(str(local_path(path, "data.path")))
+    kinds = [format_of(file.name, options.text_field) for _, file in found]
+    if not all(kind.is_plain for kind in kinds):
+        require_apart(path, cache_folder(options.cache, os.environ), "data.cache")
     parts: list[Part] = []
-    for label, file in found:
-        kind = format_of(file.name, options.text_field)
+    for (label, file), kind in zip(found, kinds):
         parts += [Part(label, file)] if kind.is_plain else unpacked(label, file, kind, held_out, options)
     return _Found(parts, None, f" (left out: {left_out} hidden, linked or repeated)" if left_out else "")
 
@@ -222,6 +224,28 @@ def _below(root: Path) -> tuple[list[tuple[str, Path]], int]:
             elif file.is_file():
                 found.append((file.relative_to(root).as_posix(), file))
     return found, left_out
+
+
+def require_apart(corpus: str, written: Path, setting: str) -> None:
+    """Refuses a corpus that a run writes into, since the next time it would be another one.
+
+    Args:
+        corpus: the config's `data.path`.
+        written: a folder that is written to.
+        setting: what names it, for the message.
+
+    Raises:
+        DataError: if files in `written` would belong to the corpus.
+    """
+    if not corpus:
+        return
+    root, folder = (Path(path).resolve() for path in (local_path(corpus, "data.path"), written))
+    is_inside = root.is_dir() and folder.is_relative_to(root)
+    if is_inside and not any(part.startswith(".") for part in folder.relative_to(root).parts):
+        raise DataError(
+            f"{setting}: {written} lies in the corpus {corpus}, which would grow by what is written there; name a "
+            "folder elsewhere or a hidden one."
+        )
 
 
 def standard_library() -> list[tuple[str, Path]]:

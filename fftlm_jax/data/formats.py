@@ -161,6 +161,10 @@ def _documents_of_lines(lines: Iterator[bytes], file: Path, text_field: str) -> 
         except KeyError:
             names = ", ".join(shown_name(name) for name in list(json.loads(line))[:10])
             raise DataError(f"{where} has no {text_field!r} but {names}; set data.text_field.") from None
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{where} is not UTF-8 (byte {line[error.start]:#04x}); convert it (of Latin-1: iconv -f L1 -t UTF-8)."
+            ) from None
         except (ValueError, TypeError, RecursionError):
             raise DataError(
                 f"{where} is no JSON object; mend it, or read the file as it is by its plain name."
@@ -201,7 +205,7 @@ def _parquet_rows(file: Path, text_field: str, advance: Advance) -> Iterator[byt
             if names.count(text_field) > 1:
                 raise DataError(f"data.path: {file} has {names.count(text_field)} columns {text_field!r}; rename one.")
             kind = opened.schema_arrow.field(text_field).type
-            if not _TEXT_TYPE.fullmatch(str(getattr(kind, "value_type", kind))):
+            if not _TEXT_TYPE.fullmatch(str(kind.value_type if pyarrow.types.is_dictionary(kind) else kind)):
                 raise DataError(f"data.path: {file}: column {text_field!r} is {kind} and no text; set data.text_field.")
             rows = max(opened.metadata.num_rows, 1)
             for batch in opened.iter_batches(batch_size=_ROWS, columns=[text_field]):
@@ -227,8 +231,14 @@ def _zip_members(file: Path, text_field: str, advance: Advance) -> Iterator[byte
                     raise DataError(f"data.path: {file}: {shown(member.filename)} is encrypted; decrypt it first.")
                 if any(part.startswith((".", "__MACOSX")) for part in Path(member.filename).parts):
                     continue
+                kind = format_of(member.filename, text_field)
+                if kind.compression or kind.content in ("parquet", "zip"):
+                    raise DataError(
+                        f"data.path: {file} holds {shown(member.filename)}, which is packed itself; unpack the archive "
+                        "and name the folder."
+                    )
                 with opened.open(member) as content:
-                    if format_of(member.filename, text_field) == Format("", "jsonl"):
+                    if kind.content == "jsonl":
                         pieces = iter(lambda: content.read(_PIECE), b"")
                         yield from _documents_of_lines(_lines(pieces, file), file, text_field)
                     elif document := content.read(_LONGEST_DOCUMENT + 1):

@@ -190,7 +190,10 @@ def _files_of(text: Path, saved: SavedRun) -> list[Path]:
     if kind.is_plain:
         return [text]
     options = TextOptions(data.text_field, data.separator, data.cache)
-    return [part.file for part in unpacked(text.name, text, kind, data.held_out, options)]
+    try:
+        return [part.file for part in unpacked(text.name, text, kind, data.held_out, options)]
+    except DataError as error:  # It takes every packed file for a corpus.
+        raise DataError(str(error).replace("data.path:", "--text:", 1)) from None
 
 
 def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> ByteSequence:

@@ -225,6 +225,36 @@ def test_lines_of_another_encoding_are_told_by_its_name(tmp_path, encoding):
         load(tmp_path / "d.jsonl")
 
 
+def test_a_line_in_latin_1_is_told_to_be_no_utf_8(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes('{"text": "good"}\n{"text": "ä"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"d.jsonl line 2 is not UTF-8 \(byte 0xe4\); convert it \(of Latin-1: iconv"):
+        load(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize("name", ("a.txt.gz", "a.jsonl.zst", "a.parquet", "b/a.zip"))
+def test_what_is_packed_in_an_archive_once_more_is_refused_by_its_name(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.writestr("plain.txt", "a document")
+        archive.writestr(name, os.urandom(99))
+    with pytest.raises(DataError, match=f"d.zip holds '{name}', which is packed itself; unpack the archive"):
+        load(tmp_path / "d.zip")
+
+
+def test_what_a_run_writes_is_no_part_of_its_corpus(tmp_path):
+    """Else the same command would find another corpus the next time."""
+    (tmp_path / "texts").mkdir()
+    write_documents(tmp_path / "texts" / "d.jsonl", DOCUMENTS)
+    for inside in (tmp_path / "texts", tmp_path / "texts" / "a" / "cache"):
+        with pytest.raises(
+            DataError, match="data.cache: .* lies in the corpus .*; name a folder elsewhere or a hidden"
+        ):
+            load(tmp_path / "texts", cache=str(inside))
+    assert [file.name for file in (tmp_path / "texts").iterdir()] == ["d.jsonl"]
+    for apart in (tmp_path / "texts" / ".cache", tmp_path / "texts2"):
+        first = load(tmp_path / "texts", cache=str(apart))
+        assert load(tmp_path / "texts", cache=str(apart)).fingerprint == first.fingerprint and apart.is_dir()
+
+
 TYPES_OF_TEXT = {
     "plain": pyarrow.string(),
     "large": pyarrow.large_string(),
@@ -272,6 +302,9 @@ def test_a_column_that_is_missing_or_no_text_is_named(tmp_path):
         load(tmp_path / "d.parquet")
     with pytest.raises(DataError, match="column 'number' is int64 and no text"):
         load(tmp_path / "d.parquet", text_field="number")
+    parquet.write_table(pyarrow.table({"text": [["a", "b"]]}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="column 'text' is list<element: string> and no text"):
+        load(tmp_path / "d.parquet")
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
