@@ -201,6 +201,9 @@ def test_a_packed_text_is_scored_as_the_plain_one(workdir, tmp_path, monkeypatch
         assert evaluate_run.main([str(workdir), *options]) == 0
         found.append(json.loads((tmp_path / "e.json").read_text()) | {"text": ""})
     assert found[0] == found[1]
+    (tmp_path / "other.txt.gz").write_bytes(b"no gzip")
+    assert evaluate_run.main([str(workdir), *options]) == 1
+    assert f"DataError: --text: {tmp_path / 'other.txt.gz'} is damaged" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_written_is_told_all_the_same(workdir, tmp_path, monkeypatch, capsys):

@@ -7,18 +7,24 @@ the run directory alone.
 """
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fftlm_jax.runtime import process, streams
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.untrusted import printable, shown
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
+_CONFIG_PARSER = flags.FLAGS["config"].parser
+_run_config_file = _CONFIG_PARSER.parse
+_CONFIG_PARSER.parse = lambda file: _config_of(file)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Validate, compile, report sizes and costs; write nothing.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directory aside and start afresh.")
@@ -113,10 +119,37 @@ def parse_flags(arguments: list[str]) -> list[str]:
         text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
         what = "no such key: " if isinstance(error, AttributeError) else ""
         sys.exit(f"UsageError: {what}{text} (keys: configs/aligned.py).")
-    except Exception as error:  # Whatever a config file does that is no Python, or raises.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{getattr(error, 'filename', None) or place.filename}, line {getattr(error, 'lineno', place.lineno)}"
-        sys.exit(f"UsageError: the config file cannot be run: {type(error).__name__}: {error} ({where}).")
+
+
+def _config_of(file: str) -> Any:
+    """What the get_config of a config file returns.
+
+    Raises:
+        UsageError: with the place, where it is no Python or raises; and where it returns no config.
+    """
+    logging.set_verbosity(logging.ERROR)  # What is wrong is said here, once.
+    try:
+        config = _run_config_file(file)
+        is_config = hasattr(config, "items")  # Of a file that could not be read, this raises.
+    except Exception as error:
+        if "parsing config file" in str(error) or "earlier failure to load" in str(error):
+            error = error.__cause__ or error.__context__ or error  # Of which ml_collections makes another.
+        told = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise UsageError(f"the config file cannot be run: {told} ({_place_of(error, file)}).") from None
+    if not is_config:
+        raise UsageError(f"get_config() in {file} returns {shown(config)}; return a ConfigDict, as configs/aligned.py.")
+    return config
+
+
+def _place_of(error: Exception, file: str) -> str:
+    """Where a config file went wrong, which is not where its reader noticed it."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [
+        f"{f.filename}, line {f.lineno}" for f in frames if not re.search(r"ml_collections|cli.train", f.filename)
+    ]
+    return places[-1] if places else file
 
 
 def _with_home(argument: str) -> str:

@@ -62,6 +62,20 @@ def between(low: float, high: float) -> Check:
     return lambda v: at_least(low)(v) or at_most(high)(v)
 
 
+def storable(value: Any) -> str | None:
+    """The check of every key and of the entries of rows: numbers have at most 64 bits, and text can be encoded."""
+    if isinstance(value, tuple):
+        return next(filter(None, map(storable, value)), None)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "must keep whole numbers within 64 bits"
+    try:
+        if isinstance(value, str):
+            value.encode("utf-8", errors="surrogateescape")  # Of bytes on a command line that are no UTF-8.
+    except UnicodeEncodeError:
+        return "must be text, without halves of surrogate pairs"
+    return None
+
+
 def key(default: Any, sentence: str, *checks: Check, resume: str = "", is_later: bool = False) -> Any:
     """A config key.
 

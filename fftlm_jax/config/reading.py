@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from fftlm_jax.config.limits import FIXED, FREE, Check, nearest
+from fftlm_jax.config.limits import FIXED, FREE, Check, nearest, storable
 from fftlm_jax.config.schema import Config, ModelConfig, resume_policy, with_later_keys
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError
 from fftlm_jax.runtime.untrusted import printable, shown, shown_name
@@ -127,7 +127,7 @@ def _read_value(value: Any, hint: Any, checks: tuple[Check, ...], name: str, fau
     if isinstance(value, tuple) and len(value) > _LONGEST_TUPLE:
         faults.append(f"{name}: must have at most {_LONGEST_TUPLE} entries, not {len(value)}.")
         return None
-    for check in checks:
+    for check in (*checks, storable):
         fault = check(value)
         if fault:
             faults.append(f"{name}: {fault}, not {shown(value)}.")
@@ -183,8 +183,9 @@ def require_same_corpus(saved: str, found: str, config: Config) -> None:
     """
     if saved != found and not _is_allowed("data", config.resume.allow):
         raise CheckpointError(
-            f"data: the corpus differs from the run's (fingerprint {saved[:12]} -> {found[:12]}). Bring the old bytes "
-            "back, or permit the change with --config.resume.allow=data."
+            f"data: the corpus differs from the run's (fingerprint {saved[:12]} -> {found[:12]}, of the names and "
+            "bytes of its files). Bring the old bytes back under their old names, or permit the change with "
+            "--config.resume.allow=data."
         )
 
 

@@ -1,9 +1,7 @@
 """Rules between config keys: what single ranges cannot say. Each returns sentences; none stops at the first fault."""
 
 import dataclasses
-import glob
 import math
-import os
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +19,7 @@ from fftlm_jax.config.rules_schedules_raft import (
 from fftlm_jax.config.schema import Config, keys, rule_in_force
 from fftlm_jax.config.traits import MIXERS, OPTIMIZERS
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.paths import local_path, matches
 from fftlm_jax.runtime.untrusted import shown
 
 
@@ -152,7 +150,7 @@ def _data(config: Config) -> Iterator[str]:
     except UsageError as error:
         yield str(error)
         return
-    if path and not os.path.exists(expanded) and not glob.glob(expanded, recursive=True):
+    if path and not matches(expanded):
         path = path if path.isprintable() else shown(path)
         yield f"config.data.path: {path} does not exist and matches no file as a glob; name a file, a folder or a glob."
 

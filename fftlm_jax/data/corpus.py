@@ -5,7 +5,6 @@ other; packed ones are unpacked first. A small corpus is read into memory; of a 
 read, when it is.
 """
 
-import glob
 import hashlib
 import os
 import sysconfig
@@ -23,7 +22,7 @@ from fftlm_jax.data.looks import SAMPLE, entropy_fault, is_pointer, what_it_look
 from fftlm_jax.data.public_texts import TEXTS, downloaded
 from fftlm_jax.data.unpacked import AS_USUAL, HELD_OUT, Part, ReadingProgress, TextOptions, cache_folder, unpacked
 from fftlm_jax.runtime.errors import DataError
-from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.paths import local_path, matches
 
 # Up to so many bytes a corpus is kept in memory, where nothing can happen to it and the smallest files cost nothing.
 MEMORY_LIMIT = 128 << 20
@@ -102,9 +101,11 @@ def _found(source: str, path: str, held_out: float, options: TextOptions) -> _Fo
         text, file = TEXTS[source], downloaded(source, cache_folder(options.cache, os.environ))
         return _Found([Part(source, file)], text.borders, f"; {text.split}")
     found, left_out = _files(str(local_path(path, "data.path")))
+    kinds = [format_of(file.name, options.text_field) for _, file in found]
+    if not all(kind.is_plain for kind in kinds):
+        require_apart(path, cache_folder(options.cache, os.environ), "data.cache")
     parts: list[Part] = []
-    for label, file in found:
-        kind = format_of(file.name, options.text_field)
+    for (label, file), kind in zip(found, kinds):
         parts += [Part(label, file)] if kind.is_plain else unpacked(label, file, kind, held_out, options)
     return _Found(parts, None, f" (left out: {left_out} hidden, linked or repeated)" if left_out else "")
 
@@ -188,7 +189,7 @@ def _files(path: str) -> tuple[list[tuple[str, Path]], int]:
     if root.is_dir():
         labelled, left_out = _below(root)
     else:
-        found = [Path(p) for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
+        found = [Path(p) for p in matches(path) if os.path.isfile(p)]
         base = Path(os.path.commonpath([p.parent for p in found])) if found else root
         labelled = [(p.relative_to(base).as_posix(), p) for p in found]
     unique: dict[tuple[int, int], tuple[str, Path]] = {}
@@ -196,7 +197,7 @@ def _files(path: str) -> tuple[list[tuple[str, Path]], int]:
         status = file.stat()
         unique.setdefault((status.st_dev, status.st_ino), (label, file))
     if not unique:
-        problem = "does not exist and matches no file as a glob"
+        problem = "is no file" if os.path.exists(root) else "does not exist and matches no file as a glob"
         if root.is_dir():
             problem = f"holds hidden and linked ones alone ({left_out})" if left_out else "holds no files"
         raise DataError(f"data.path: {path} {problem}; name a file, a folder or a glob.")
@@ -223,6 +224,28 @@ def _below(root: Path) -> tuple[list[tuple[str, Path]], int]:
             elif file.is_file():
                 found.append((file.relative_to(root).as_posix(), file))
     return found, left_out
+
+
+def require_apart(corpus: str, written: Path, setting: str) -> None:
+    """Refuses a corpus that a run writes into, since the next time it would be another one.
+
+    Args:
+        corpus: the config's `data.path`.
+        written: a folder that is written to.
+        setting: what names it, for the message.
+
+    Raises:
+        DataError: if files in `written` would belong to the corpus.
+    """
+    if not corpus:
+        return
+    root, folder = (Path(path).resolve() for path in (local_path(corpus, "data.path"), written))
+    is_inside = root.is_dir() and folder.is_relative_to(root)
+    if is_inside and not any(part.startswith(".") for part in folder.relative_to(root).parts):
+        raise DataError(
+            f"{setting}: {written} lies in the corpus {corpus}, which would grow by what is written there; name a "
+            "folder elsewhere or a hidden one."
+        )
 
 
 def standard_library() -> list[tuple[str, Path]]:

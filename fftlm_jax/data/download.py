@@ -17,6 +17,7 @@ from fftlm_jax.data.formats import Format, documents
 from fftlm_jax.data.public_texts import TEXTS, PublicText
 from fftlm_jax.data.unpacked import AUTO, ReadingProgress, cache_folder
 from fftlm_jax.runtime.errors import DataError
+from fftlm_jax.runtime.paths import make_private
 from fftlm_jax.runtime.process import CommandParser, run_command
 from fftlm_jax.runtime.untrusted import file_sha256
 
@@ -47,7 +48,7 @@ def fetch(name: str, cache: Path) -> Path:
     except ImportError:
         raise DataError('fftlm download: needs the package pooch: pip install "fftlm_jax[data]".') from None
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        make_private(cache)
         packed = pooch.retrieve(
             text.url, known_hash=None if text.is_zipped else text.sha256, fname=f"{name}.download", path=cache,
             downloader=_Resumed(cache / f"{name}.part"),

@@ -6,9 +6,9 @@ expands far beyond what text does is refused after a fraction of a second, whate
 """
 
 import bz2
-import gzip
 import json
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,11 +21,13 @@ from fftlm_jax.runtime.untrusted import shown, shown_name
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _JSON_LINES = (".jsonl", ".ndjson")
 _PIECE = 1 << 20  # Bytes that are expanded at a time.
-_ZSTD_PIECE = 1 << 12  # Compressed bytes at a time: of zstandard each may become some 30,000.
+# Compressed bytes at a time. What zstandard makes of them comes at once, some 30,000 bytes of each.
+_PACKED_PIECE, _ZSTD_PIECE = 1 << 16, 1 << 12
 # Text is compressed 3 to 30 times, logs up to 100 times.
 _LARGEST_RATIO, _ALLOWANCE = 100, 64 << 20
 _LONGEST_DOCUMENT = 256 << 20  # Bytes.
 _ROWS = 256  # Of a Parquet file at a time.
+_TEXT_TYPE = re.compile("(large_)?(string|binary)(_view)?")  # Of a column, or of the entries of its dictionary.
 
 Advance = Callable[[int], None]  # Told how many bytes of a file were read.
 
@@ -60,14 +62,11 @@ class _Counted:
     def __init__(self, raw: BinaryIO, advance: Advance) -> None:
         self._raw, self._advance, self.count = raw, advance, 0
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         found = self._raw.read(size)
         self.count += len(found)
         self._advance(len(found))
         return found
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._raw, name)
 
 
 def read_pieces(file: Path, compression: str, advance: Advance) -> Iterator[bytes]:
@@ -91,32 +90,43 @@ def read_pieces(file: Path, compression: str, advance: Advance) -> Iterator[byte
 
 def _expanded(counted: _Counted, compression: str) -> Iterator[bytes]:
     if compression == ".zst":
-        yield from _expanded_zstd(counted)
-        return
-    opened: Any = counted
-    if compression:
-        name = "fileobj" if compression == ".gz" else "filename"
-        opened = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}[compression](**{name: counted})
-    while piece := opened.read(_PIECE):
-        yield piece
+        zstandard = _extra("zstandard", ".zst")
+        try:
+            yield from _streams(counted, lambda: zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj())
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+    elif compression:
+        begin = {".gz": lambda: zlib.decompressobj(31), ".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor}
+        yield from _streams(counted, begin[compression], _PIECE)
+    else:
+        yield from iter(lambda: counted.read(_PIECE), b"")
 
 
-def _expanded_zstd(counted: _Counted) -> Iterator[bytes]:
-    zstandard = _extra("zstandard", ".zst")
-    frame = None
-    try:
-        while left := counted.read(_ZSTD_PIECE):
-            while left:
-                if frame is None:
-                    frame = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
-                if piece := frame.decompress(left):
-                    yield piece
-                left = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
-    except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from None
-    if frame is not None:
-        raise EOFError("it ends in the midst of a frame")
+def _streams(counted: _Counted, begin: Callable[[], Any], *bound: int) -> Iterator[bytes]:
+    """The content of streams one behind the other. Zeros after one are padding, as of tapes; nothing else may follow.
+
+    The readers of the standard library differ in this: some pass over whatever follows, without a word.
+
+    Args:
+        counted: the file.
+        begin: makes the decompressor of a stream.
+        bound: bytes to expand to at a time, of decompressors that can be told.
+    """
+    stream, has_ended = None, False
+    while left := counted.read(_PACKED_PIECE if bound else _ZSTD_PIECE):
+        while left or not getattr(stream, "needs_input", True):
+            if stream is None:
+                left = left.lstrip(b"\0") if has_ended else left
+                if not left:
+                    break
+                stream = begin()
+            if piece := stream.decompress(left, *bound):
+                yield piece
+            has_ended = stream.eof
+            left = stream.unused_data if has_ended else getattr(stream, "unconsumed_tail", b"")
+            stream = None if has_ended else stream
+    if stream is not None:
+        raise EOFError("it ends in the midst of a stream")
 
 
 def documents(file: Path, found: Format, text_field: str, advance: Advance) -> Iterator[bytes]:
@@ -138,6 +148,10 @@ def _json_lines(file: Path, compression: str, text_field: str, advance: Advance)
 
 def _documents_of_lines(lines: Iterator[bytes], file: Path, text_field: str) -> Iterator[bytes]:
     for number, line in enumerate(lines, start=1):
+        encoding = json.detect_encoding(line) if number == 1 else "utf-8"  # By its mark or by its zeros.
+        if not encoding.startswith("utf-8"):
+            name = re.sub("-([BL]E)", r"\1", encoding.upper())
+            raise DataError(f"data.path: {file} is {name}; convert it to UTF-8 (iconv -f {name} -t UTF-8).")
         line = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
         if not line:
             continue
@@ -147,6 +161,10 @@ def _documents_of_lines(lines: Iterator[bytes], file: Path, text_field: str) -> 
         except KeyError:
             names = ", ".join(shown_name(name) for name in list(json.loads(line))[:10])
             raise DataError(f"{where} has no {text_field!r} but {names}; set data.text_field.") from None
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{where} is not UTF-8 (byte {line[error.start]:#04x}); convert it (of Latin-1: iconv -f L1 -t UTF-8)."
+            ) from None
         except (ValueError, TypeError, RecursionError):
             raise DataError(
                 f"{where} is no JSON object; mend it, or read the file as it is by its plain name."
@@ -184,16 +202,17 @@ def _parquet_rows(file: Path, text_field: str, advance: Advance) -> Iterator[byt
             if text_field not in names:
                 listed = ", ".join(shown_name(name) for name in names[:10])
                 raise DataError(f"data.path: {file} has no column {text_field!r} but {listed}; set data.text_field.")
+            if names.count(text_field) > 1:
+                raise DataError(f"data.path: {file} has {names.count(text_field)} columns {text_field!r}; rename one.")
             kind = opened.schema_arrow.field(text_field).type
-            types = pyarrow.types
-            if not (types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind)):
+            if not _TEXT_TYPE.fullmatch(str(kind.value_type if pyarrow.types.is_dictionary(kind) else kind)):
                 raise DataError(f"data.path: {file}: column {text_field!r} is {kind} and no text; set data.text_field.")
             rows = max(opened.metadata.num_rows, 1)
             for batch in opened.iter_batches(batch_size=_ROWS, columns=[text_field]):
                 advance(round(size * batch.num_rows / rows))
-                for text in batch.column(0).to_pylist():
-                    if text:
-                        document = text.encode("utf-8", errors="surrogatepass") if isinstance(text, str) else text
+                # By its name: fields of structs that are called `a` come along with a column that is called `a.b`.
+                for document in batch.column(text_field).cast(pyarrow.large_binary()).to_pylist():
+                    if document:
                         written += len(document)
                         yield document
                 _require_text_ratio(file, written, size)
@@ -212,8 +231,14 @@ def _zip_members(file: Path, text_field: str, advance: Advance) -> Iterator[byte
                     raise DataError(f"data.path: {file}: {shown(member.filename)} is encrypted; decrypt it first.")
                 if any(part.startswith((".", "__MACOSX")) for part in Path(member.filename).parts):
                     continue
+                kind = format_of(member.filename, text_field)
+                if kind.compression or kind.content in ("parquet", "zip"):
+                    raise DataError(
+                        f"data.path: {file} holds {shown(member.filename)}, which is packed itself; unpack the archive "
+                        "and name the folder."
+                    )
                 with opened.open(member) as content:
-                    if format_of(member.filename, text_field) == Format("", "jsonl"):
+                    if kind.content == "jsonl":
                         pieces = iter(lambda: content.read(_PIECE), b"")
                         yield from _documents_of_lines(_lines(pieces, file), file, text_field)
                     elif document := content.read(_LONGEST_DOCUMENT + 1):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fftlm_jax.data.formats import Format, documents, read_pieces
 from fftlm_jax.runtime.errors import DataError, Interrupted
-from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.paths import local_path, make_private, user_cache
 from fftlm_jax.runtime.process import stop_requested
 from fftlm_jax.runtime.streams import is_terminal, print_line
 from fftlm_jax.runtime.untrusted import file_sha256, read_json
@@ -67,7 +67,7 @@ def cache_folder(setting: str, environment: Mapping[str, str]) -> Path:
     """
     if setting != AUTO:
         return local_path(setting, "data.cache")
-    return local_path(environment.get("XDG_CACHE_HOME") or "~/.cache", "data.cache") / "fftlm_jax" / "texts"
+    return user_cache(environment) / "fftlm_jax" / "texts"
 
 
 def unpacked(label: str, file: Path, found: Format, held_out: float, options: TextOptions) -> list[Part]:
@@ -121,10 +121,11 @@ def _write_entry(entry: Path, file: Path, found: Format, held_out: float, option
     """Unpacks beside the entry and renames. Nothing is synced: after a power cut the hashes do not match."""
     temporary = entry  # Until there is one.
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
+        make_private(entry.parent)
         for left in entry.parent.glob(f"{entry.name}.*"):  # By processes that were killed; younger ones may be at work.
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # One that has just got its name.
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
         with ReadingProgress(f"unpacking {file.name}", file.stat().st_size) as progress:
             if found.content == "bytes":

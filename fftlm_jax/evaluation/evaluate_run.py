@@ -173,11 +173,13 @@ def _corpus(args: argparse.Namespace, saved: SavedRun) -> tuple[Corpus | None, l
         return None, [f"{no_copies} {error}"]
     if corpus.fingerprint == saved.corpus:
         return corpus, []
-    changed = f"the corpus differs from the run's (fingerprint {saved.corpus[:12]} -> {corpus.fingerprint[:12]})"
+    fingerprints = f"{saved.corpus[:12]} -> {corpus.fingerprint[:12]}, of the names and bytes of its files"
+    changed = f"the corpus differs from the run's (fingerprint {fingerprints})"
     if args.text:
         return None, [f"{no_copies} {changed}."]
     raise CheckpointError(
-        f"{changed}, so its held-out part may have been trained on; bring the old bytes back, or name a --text."
+        f"{changed}, so its held-out part may have been trained on; bring the old bytes back under "
+        "their old names, or name a --text."
     )
 
 
@@ -188,7 +190,10 @@ def _files_of(text: Path, saved: SavedRun) -> list[Path]:
     if kind.is_plain:
         return [text]
     options = TextOptions(data.text_field, data.separator, data.cache)
-    return [part.file for part in unpacked(text.name, text, kind, data.held_out, options)]
+    try:
+        return [part.file for part in unpacked(text.name, text, kind, data.held_out, options)]
+    except DataError as error:  # It takes every packed file for a corpus.
+        raise DataError(str(error).replace("data.path:", "--text:", 1)) from None
 
 
 def _text(args: argparse.Namespace, saved: SavedRun, corpus: Corpus | None) -> ByteSequence:

@@ -30,6 +30,9 @@ _BEGINNINGS = (
 )
 _ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_NOT_DECIMAL = re.compile(r"[-+]?(0[0-9_bx]|.*:)")
+
 _BASES = ("learning_rate", "base_learning_rate")
 _DECAYS = ("lr_decay_factor", "lr_decay_per_cycle")
 _KEYS = (*_BASES, *_DECAYS, "learning_rate_schedule", "min_lr")
@@ -116,7 +119,7 @@ def _parse(text: str) -> Any:
         raise ValueError(f"a schedule has at most {LONGEST_YAML} characters, not {len(text)}")
     try:
         _require_flat(text)
-        _require_once(yaml.compose(text, yaml.SafeLoader))
+        _require_plain(yaml.compose(text, yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {printable(' '.join(str(error).split()))}") from None
@@ -135,8 +138,11 @@ def _require_flat(text: str) -> None:
             raise ValueError("a schedule is no more than keys below keys, and this is nested too deeply")
 
 
-def _require_once(node: yaml.Node | None) -> None:
-    """Refuses a key that is written twice, of which YAML would take the last."""
+def _require_plain(node: yaml.Node | None) -> None:
+    """Refuses a key that is written twice, of which YAML would take the last, and a number that it takes for another.
+
+    To YAML 1.1, 010 is 8 (octal), 0x10 is 16 and 1:30 is 90 (minutes and seconds).
+    """
     if not isinstance(node, yaml.MappingNode):
         return
     seen = set()
@@ -145,7 +151,9 @@ def _require_once(node: yaml.Node | None) -> None:
         if name and name in seen:
             raise ValueError(f"{shown_name(name)}: is written twice; keep one of them")
         seen.add(name)
-        _require_once(value)
+        if value.tag in _NUMBERS and _NOT_DECIMAL.match(value.value):
+            raise ValueError(f"{shown_name(name)}: {shown(value.value)} is no decimal number; write it as 10 or 1.0e-5")
+        _require_plain(value)
 
 
 def _one_of(content: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.paths import local_path, make_private, user_cache
 from fftlm_jax.runtime.streams import print_error
 from fftlm_jax.runtime.untrusted import file_sha256
 
@@ -41,7 +41,7 @@ def use(setting: str, environment: Mapping[str, str]) -> None:
         print_error(f"WARNING: {error} Compiled programs are not kept.")
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         if setting == AUTO:
             _require_private(folder)
         removed = sweep(folder)
@@ -64,14 +64,9 @@ def use(setting: str, environment: Mapping[str, str]) -> None:
 
 def default_folder(environment: Mapping[str, str]) -> Path:
     """The folder in which `auto` keeps programs of this jax, this kind of processor and this platform."""
-    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     versions = "-".join(f"{name}{importlib.metadata.version(name)}" for name in ("jax", "jaxlib"))
     kind = environment.get("JAX_PLATFORMS") or "default"
-    return (
-        local_path(base, "XDG_CACHE_HOME").resolve()
-        / "fftlm_jax"
-        / f"{versions}-{_processor()}-{kind.replace(',', '+')}"
-    )
+    return user_cache(environment).resolve() / "fftlm_jax" / f"{versions}-{_processor()}-{kind.replace(',', '+')}"
 
 
 def seal(folder: Path) -> None:

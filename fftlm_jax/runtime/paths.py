@@ -1,7 +1,9 @@
-"""Paths as users write them: `~` is their home, and a URL is no local path."""
+"""Paths as users write them: `~` is their home, a URL is no local path; and folders that are theirs alone."""
 
+import glob
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fftlm_jax.runtime.errors import UsageError
@@ -38,3 +40,31 @@ def local_path(text: str | os.PathLike[str], setting: str) -> Path:
     if long is not None:
         raise UsageError(f"{setting}: {shown(long)} is longer than the {_LONGEST_NAME} bytes of a name; name a path.")
     return Path(expanded)
+
+
+def matches(pattern: str) -> list[str]:
+    """What a glob matches (`**` matches folders); as much of it as exists just as it is written is no pattern."""
+    if os.path.exists(pattern):
+        return [pattern]
+    there = next(folder for folder in Path(pattern).parents if folder == Path() or os.path.exists(folder))
+    return glob.glob(os.path.join(glob.escape(str(there)), Path(pattern).relative_to(there)), recursive=True)
+
+
+def user_cache(environment: Mapping[str, str]) -> Path:
+    """The user's folder of caches. A relative XDG_CACHE_HOME does not count, as its specification says.
+
+    Raises:
+        UsageError: as `local_path`.
+    """
+    named = local_path(environment.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+    return named if named.is_absolute() else local_path("~/.cache", "XDG_CACHE_HOME")
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for this user alone, whatever the umask is.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    for path in (*reversed(folder.parents), folder):
+        path.mkdir(mode=0o700, exist_ok=True)

@@ -27,7 +27,7 @@ from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer, Controller, starting_cutoff
 from fftlm_jax.curriculum.controller import build_rule, initial_cutoff
 from fftlm_jax.data import Corpus
-from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.data.corpus import load_run_corpus, require_apart
 from fftlm_jax.evaluation.held_out_bpb import HeldOut
 from fftlm_jax.model import build, init_params
 from fftlm_jax.model.language_model import low_pass_at, masks_parameters
@@ -101,6 +101,7 @@ def build_run(config: Config, directory: RunDirectory) -> RunParts:
     Raises:
         RunError: if the corpus cannot be read, or the mesh does not fit the devices.
     """
+    require_apart(config.data.path, directory.root, "--workdir")
     corpus, mesh, (graph, _) = load_run_corpus(config), build_mesh(config), build(config.model)
     return RunParts(
         config=config,

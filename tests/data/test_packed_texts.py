@@ -13,10 +13,10 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fftlm_jax.data import load_corpus
+from fftlm_jax.data import formats, load_corpus
 from fftlm_jax.data.unpacked import TextOptions
 from fftlm_jax.runtime.errors import DataError, Interrupted
 from fftlm_jax.runtime.process import Interrupts
@@ -154,6 +154,34 @@ def test_a_file_that_is_cut_short_or_none_of_its_kind_is_named_and_leaves_nothin
     assert not cache.exists() or not list(cache.iterdir())
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(sorted(COMPRESS)),
+    st.lists(st.binary(max_size=40) | st.integers(1, 3000).map(bytes), min_size=1, max_size=4),
+    st.integers(0, 9),
+    st.one_of(st.just(b""), st.binary(min_size=6, max_size=12).filter(lambda rest: rest[0])),
+    st.integers(1, 9),
+)
+@example(".bz2", [b"words "], 0, b"trailing garbage", 9)
+@example(".xz", [b"words "], 0, b"trailing garbage", 9)
+@example(".zst", [b"words "], 64, b"", 9)
+def test_streams_and_zeros_may_follow_a_stream_and_nothing_else(tmp_path_factory, suffix, texts, zeros, rest, piece):
+    """However few bytes are read and expanded at a time."""
+    file = tmp_path_factory.mktemp("streams") / f"a{suffix}"
+    file.write_bytes(b"".join(COMPRESS[suffix](text) + bytes(zeros) for text in texts) + rest)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_PIECE", "_PACKED_PIECE", "_ZSTD_PIECE"):
+            patch.setattr(formats, name, piece)
+        found = formats.read_pieces(file, suffix, lambda count: None)
+        if rest:
+            with pytest.raises(DataError, match=rf"a\{suffix} is damaged or not what its name says"):
+                list(found)
+        else:
+            pieces = list(found)
+            assert b"".join(pieces) == b"".join(texts)
+            assert suffix == ".zst" or max(map(len, pieces), default=0) <= piece
+
+
 def write_zeros(file, size):
     if file.suffix == ".zip":
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -189,12 +217,94 @@ def test_a_line_that_is_no_document_is_named(tmp_path, line, message):
         load(tmp_path / "d.jsonl")
 
 
+@pytest.mark.parametrize("encoding", ("utf-16", "utf-16-le", "utf-16-be", "utf-32"))
+def test_lines_of_another_encoding_are_told_by_its_name(tmp_path, encoding):
+    (tmp_path / "d.jsonl").write_bytes('{"text": "ä"}\n{"text": "b"}\n'.encode(encoding))
+    name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    with pytest.raises(DataError, match=rf"d.jsonl is {name}; convert it to UTF-8 \(iconv -f {name} -t UTF-8\)"):
+        load(tmp_path / "d.jsonl")
+
+
+def test_a_line_in_latin_1_is_told_to_be_no_utf_8(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes('{"text": "good"}\n{"text": "ä"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"d.jsonl line 2 is not UTF-8 \(byte 0xe4\); convert it \(of Latin-1: iconv"):
+        load(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize("name", ("a.txt.gz", "a.jsonl.zst", "a.parquet", "b/a.zip"))
+def test_what_is_packed_in_an_archive_once_more_is_refused_by_its_name(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.writestr("plain.txt", "a document")
+        archive.writestr(name, os.urandom(99))
+    with pytest.raises(DataError, match=f"d.zip holds '{name}', which is packed itself; unpack the archive"):
+        load(tmp_path / "d.zip")
+
+
+def test_what_a_run_writes_is_no_part_of_its_corpus(tmp_path):
+    """Else the same command would find another corpus the next time."""
+    (tmp_path / "texts").mkdir()
+    write_documents(tmp_path / "texts" / "d.jsonl", DOCUMENTS)
+    for inside in (tmp_path / "texts", tmp_path / "texts" / "a" / "cache"):
+        with pytest.raises(
+            DataError, match="data.cache: .* lies in the corpus .*; name a folder elsewhere or a hidden"
+        ):
+            load(tmp_path / "texts", cache=str(inside))
+    assert [file.name for file in (tmp_path / "texts").iterdir()] == ["d.jsonl"]
+    for apart in (tmp_path / "texts" / ".cache", tmp_path / "texts2"):
+        first = load(tmp_path / "texts", cache=str(apart))
+        assert load(tmp_path / "texts", cache=str(apart)).fingerprint == first.fingerprint and apart.is_dir()
+
+
+TYPES_OF_TEXT = {
+    "plain": pyarrow.string(),
+    "large": pyarrow.large_string(),
+    "a view": pyarrow.string_view(),
+    "bytes": pyarrow.binary(),
+    "large bytes": pyarrow.large_binary(),
+    "a view of bytes": pyarrow.binary_view(),
+    "a dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    "a dictionary of large ones": pyarrow.dictionary(pyarrow.int32(), pyarrow.large_string()),
+}
+
+
+@pytest.mark.parametrize("name", TYPES_OF_TEXT)
+def test_a_column_of_any_type_of_text_is_read(tmp_path, name):
+    kind, texts = TYPES_OF_TEXT[name], [*DOCUMENTS, None, ""]
+    if "bytes" in name:
+        texts = [text.encode() if text else text for text in texts]
+    parquet.write_table(pyarrow.table({"text": pyarrow.array(texts, kind)}), tmp_path / "d.parquet")
+    train, held = sides(load(tmp_path / "d.parquet"))
+    assert sorted(train + held) == sorted(DOCUMENTS)
+
+
+def test_a_column_that_is_no_utf_8_is_read_as_it_is(tmp_path):
+    column = pyarrow.array([b"first \xff", b"second \xfe"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "d.parquet")
+    corpus = load(tmp_path / "d.parquet", window=4, separator="")
+    assert {corpus.train.tobytes(), corpus.held_out.tobytes()} == {b"first \xff", b"second \xfe"}
+
+
+def test_a_column_is_found_by_its_whole_name(tmp_path):
+    """Parquet calls the field `b` of a struct `a` as it calls a column `a.b`."""
+    structs = pyarrow.array([{"b": f"other {i}"} for i in range(300)])
+    parquet.write_table(pyarrow.table({"a": structs, "a.b": DOCUMENTS}), tmp_path / "d.parquet")
+    train, held = sides(load(tmp_path / "d.parquet", text_field="a.b"))
+    assert sorted(train + held) == sorted(DOCUMENTS)
+    twice = pyarrow.Table.from_arrays([pyarrow.array(DOCUMENTS)] * 2, names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="d.parquet has 2 columns 'text'; rename one"):
+        load(tmp_path / "d.parquet")
+
+
 def test_a_column_that_is_missing_or_no_text_is_named(tmp_path):
     parquet.write_table(pyarrow.table({"body": ["a"], "number": [1]}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="has no column 'text' but body, number; set data.text_field"):
         load(tmp_path / "d.parquet")
     with pytest.raises(DataError, match="column 'number' is int64 and no text"):
         load(tmp_path / "d.parquet", text_field="number")
+    parquet.write_table(pyarrow.table({"text": [["a", "b"]]}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="column 'text' is list<element: string> and no text"):
+        load(tmp_path / "d.parquet")
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
@@ -262,6 +372,18 @@ def test_pointers_to_files_that_git_did_not_fetch_are_no_corpus(tmp_path):
     assert "2 files are Git LFS pointers" in " ".join(load(tmp_path).warnings)
 
 
+def test_what_is_unpacked_is_for_this_user_alone_whatever_the_umask_is(tmp_path, cache):
+    write_documents(tmp_path / "d.jsonl.gz", DOCUMENTS)
+    before = os.umask(0)
+    try:
+        load(tmp_path / "d.jsonl.gz")
+    finally:
+        os.umask(before)
+    (entry,) = cache.iterdir()
+    folders = [entry, *entry.parents][: len(entry.relative_to(tmp_path).parts)]
+    assert {folder.stat().st_mode & 0o777 for folder in folders} == {0o700} and tmp_path not in folders
+
+
 def test_several_processes_may_unpack_the_same_text_at_once(tmp_path, cache):
     """Here threads; each finds the whole text, and nothing temporary stays."""
     write_documents(tmp_path / "d.jsonl.gz", DOCUMENTS)
@@ -269,3 +391,13 @@ def test_several_processes_may_unpack_the_same_text_at_once(tmp_path, cache):
         fingerprints = list(pool.map(lambda _: load(tmp_path / "d.jsonl.gz").fingerprint, range(8)))
     assert len(set(fingerprints)) == 1
     assert len(list(cache.iterdir())) == 1
+
+
+def test_another_process_may_finish_while_abandoned_folders_are_looked_for(tmp_path, cache):
+    """Then its folder has another name by now; here a link to nowhere, which is listed and not found either."""
+    write_documents(tmp_path / "d.jsonl.gz", DOCUMENTS)
+    first = load(tmp_path / "d.jsonl.gz")
+    (entry,) = cache.iterdir()
+    entry.rename(tmp_path / "away")
+    (cache / f"{entry.name}.abc").symlink_to("nowhere")
+    assert load(tmp_path / "d.jsonl.gz").fingerprint == first.fingerprint

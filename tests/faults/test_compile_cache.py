@@ -92,7 +92,7 @@ def test_where_it_is_by_itself(updates, tmp_path):
     folder = compile_cache.default_folder(environment)
     assert updates["jax_compilation_cache_dir"] == str(folder) and folder.parent == tmp_path / "fftlm_jax"
     assert folder.name.startswith("jax0.") and folder.name.endswith("-cpu") and "-jaxlib0." in folder.name
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
 
 def test_a_folder_that_others_can_write_or_nobody_can_is_not_used(updates, tmp_path, capsys):

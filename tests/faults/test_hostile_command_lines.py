@@ -131,14 +131,46 @@ def without_jax(*arguments):
         ("def get_config():\n  return 1\n   return 2", "IndentationError: unexpected indent"),
         ("def get_config():\n  return 1 / 0", "ZeroDivisionError: division by zero"),
         ("import nothing_known", "No module named 'nothing_known'"),
+        (
+            "def get_config():\n  return int('x')",
+            "ValueError: invalid literal for int() with base 10: 'x' ({file}, line 2)",
+        ),
+        (
+            "def get_config():\n  return open('/no')",
+            "FileNotFoundError: [Errno 2] No such file or directory: '/no' ({file}",
+        ),
+        ("x = 1", "has no attribute 'get_config' ({file})"),
+        ("get_config = 1", "TypeError: 'int' object is not callable ({file})"),
+        ("def get_config(size): pass", "missing 1 required positional argument: 'size' ({file})"),
+        ("def get_config(): pass", "get_config() in {file} returns None; return a ConfigDict, as configs/aligned.py."),
+        ("def get_config(): return 3", "get_config() in {file} returns 3; return a ConfigDict"),
+        (
+            "def get_config(): return [{'seed': 1}]",
+            "get_config() in {file} returns [{{'seed': 1}}]; return a ConfigDict",
+        ),
     ),
 )
-def test_a_config_file_that_is_no_python_is_told_by_its_place(tmp_path, capsys, text, message):
-    (tmp_path / "bad.py").write_text(text)
-    assert main_here(f"--config={tmp_path / 'bad.py'}", f"--workdir={tmp_path / 'run'}") == 1
+@pytest.mark.parametrize("overrides", ((), ("--config.seed=3",)))
+def test_a_config_file_that_is_no_python_or_no_config_is_told_by_its_place(
+    tmp_path, capsys, monkeypatch, text, message, overrides
+):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # That of another file.
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    assert main_here(f"--config={file}", f"--workdir={tmp_path / 'run'}", *overrides) == 1
     told = capsys.readouterr().err
-    assert message in told and told.startswith("UsageError: ") and told.count("\n") == 1
+    assert message.format(file=file) in told and "Traceback" not in told
+    assert told.startswith("UsageError: ") and told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_may_be_a_plain_dict(tmp_path, capsys):
+    (tmp_path / "plain.py").write_text("from configs import tiny\nget_config = lambda: tiny.get_config().to_dict()\n")
+    assert main_here(f"--config={tmp_path / 'plain.py'}", "--config.model.d_model=-1", "--dry_run") == 1
+    assert capsys.readouterr().err == "ConfigError: config.model.d_model: must be at least 1, not -1.\n"
+    (tmp_path / "plain.py").write_text("get_config = lambda: {'seed': 1}\n")
+    assert main_here(f"--config={tmp_path / 'plain.py'}", "--dry_run") == 1
+    assert "config.root: lacks task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from experiments.trials import parse_arm, parse_grid, parse_seeds, trials_of
+from fftlm_jax.config.reading import read_config
+from fftlm_jax.config.schema import keys
 from fftlm_jax.doctor.evidence import HEALTHY, WARNING
 from fftlm_jax.doctor.examine import examine
 from fftlm_jax.doctor.text_log import read_text_log
@@ -21,9 +23,11 @@ from fftlm_jax.optim import Stage, sawtooth_lr, scale_by_sawtooth, stages_in_ste
 from fftlm_jax.raft.cycle_lr import CycleLR
 from fftlm_jax.raft.lr_yaml import from_yaml
 from fftlm_jax.recording import compare_runs
-from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.errors import ConfigError, UsageError
 from fftlm_jax.runtime.untrusted import shown_name
 from tests.faults.fuzzing import fuzz
+from tests.raft.raft_run import raft_values
+from tests.tiny import tiny_values
 
 powers = lambda least, most: st.floats(least, most).map(lambda exponent: 10.0**exponent)
 few = settings(fuzz, max_examples=50)
@@ -219,6 +223,66 @@ def test_schedules_as_they_are_written_hold_every_key_once():
     assert from_yaml(f"training:\n  learning_rate: {5e-5}\n")(1) == 5e-5 and from_yaml(rates)(2) == 4e-5
     assert refusal_of_yaml(f"{rates}  cycle_1: 5.0e-5\n").startswith("cycle_1: is written twice")
     assert refusal_of_yaml("learning_rate: 1.0e-3\n'learning_rate': 1.0e-3\n").startswith("learning_rate: is written")
+
+
+@pytest.mark.parametrize(
+    "written", ("010", "-010", "0o10", "0x10", "0b1", "1:30", "1:30.5", "0_7", "!!int 010", "!!float 1:30")
+)
+@pytest.mark.parametrize(
+    "text", ("learning_rate: {}", "training: {{min_lr: {}}}", "learning_rate_schedule:\n  cycle_1: {}")
+)
+def test_a_number_that_yaml_takes_for_another_is_refused_by_its_key(text, written):
+    number = written.split()[-1]
+    key = re.findall(r"(\w+): {}", text)[0]
+    told = refusal_of_yaml(text.format(written))
+    assert told.startswith(("learning_rate_schedule.", key)) and number in told and "is no" in told
+
+
+def test_a_number_is_taken_as_it_is_written():
+    for written, expected in (
+        ("10", 10),
+        ("0.5", 0.5),
+        ("0", 0),
+        ("1e-3", 1e-3),
+        ("'010'", 10),
+        ("1_0", 10),
+        (".5", 0.5),
+    ):
+        assert from_yaml(f"learning_rate: 20\nmin_lr: {written}").floor == expected, written
+
+
+HUGE = st.integers(64, 9999).flatmap(lambda bits: st.sampled_from((2**bits, -(2**bits) - 1)))
+SURROGATES = st.characters(categories=["Cs"]).filter(lambda c: not "\udc80" <= c <= "\udcff").map(lambda c: f"a{c}b")
+PLACES = (
+    lambda value: value,
+    lambda value: (value,),
+    lambda value: [["rest", value, 0]],
+    lambda value: ((value, 1.0, 0.1),),
+    lambda value: ((0, 128), (value, "full")),
+    lambda value: (("mlp", value),),
+)
+
+
+@settings(fuzz, max_examples=600)
+@given(st.sampled_from(sorted(keys())), HUGE | SURROGATES, st.sampled_from(PLACES), st.booleans())
+@example("lr.stages", 10**400, PLACES[2], False)
+@example("optim.spectral_lr", 10**400, PLACES[5], False)
+@example("raft.lr_rates", 10**400, PLACES[1], True)
+@example("mesh.fsdp", 10**5000, PLACES[0], False)
+@example("curriculum.schedule", 10**5000, PLACES[4], False)
+@example("curriculum.check_every", 10**400, PLACES[0], False)
+@example("data.separator", "\ud800", PLACES[0], False)
+def test_no_key_holds_a_number_beyond_64_bits_or_half_a_character(name, value, place, is_raft):
+    """But for whole numbers in the place of others, which are rounded as in Python."""
+    values = (raft_values() if is_raft else tiny_values()).to_dict()
+    section, _, key = name.rpartition(".")
+    (values[section] if section else values)[key] = place(value)
+    try:
+        found = getattr(getattr(read_config(values, with_data=False), section), key)
+        assert type(found) is float and found == float(value)
+    except ConfigError as error:
+        told = [fault for fault in error.faults if fault.startswith(f"config.{name}: ")]
+        assert len(told) == 1 and told[0].isprintable() and told[0].endswith(".") and "Exceeds" not in told[0]
 
 
 LOSSES = st.floats(0.01, 20).map(lambda loss: round(loss, 3))

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 import jax
@@ -19,11 +20,12 @@ from fftlm_jax.checkpoints import saved_run
 from fftlm_jax.checkpoints.run_directory import RunDirectory
 from fftlm_jax.config.reading import read_config
 from fftlm_jax.data.corpus import load_run_corpus
+from fftlm_jax.data.unpacked import cache_folder
 from fftlm_jax.raft.lr_yaml import from_yaml
 from fftlm_jax.raft.raft_parts import with_yaml_text
 from fftlm_jax.runtime import compile_cache
-from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.errors import DataError, UsageError
+from fftlm_jax.runtime.paths import local_path, matches, user_cache
 from fftlm_jax.training import loop, run
 from tests.faults.fuzzing import fuzz
 from tests.faults.runs import short_values
@@ -274,6 +276,49 @@ def test_a_program_finds_it_too(home):
     assert saved_run.source_config("~/a run") == saved_run.source_config(str(home / "a run"))
     with_text = with_yaml_text(read_config(raft_values(raft__lr_yaml="~/rates.yaml")))
     assert from_yaml(with_text.raft.lr_yaml)(1) == 0.000321
+
+
+BRACKETS = st.text(st.sampled_from("a1[]!*?-"), min_size=1, max_size=5).filter(lambda name: name.strip("."))
+
+
+@settings(fuzz, max_examples=60)
+@given(BRACKETS, BRACKETS)
+@example("data[1]", "a[1].txt")
+@example("d*", "*")
+def test_what_exists_as_it_is_written_is_no_glob(folder, name):
+    with tempfile.TemporaryDirectory() as above:
+        root = Path(above, folder)
+        for file in (root / name, root / "b.bytes", Path(above, "1") / "b.bytes"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(b"xyz")
+        assert matches(str(root / name)) == [str(root / name)] and matches(str(root)) == [str(root)]
+        assert matches(str(root / "*.bytes")) == matches(str(root / "b.byte?")) == [str(root / "b.bytes")]
+        assert matches(f"{above}/[0-1]/b.bytes") == [str(Path(above, "1", "b.bytes"))], "no folder is called so"
+        assert matches(str(root / "none*")) == []
+
+
+def test_a_corpus_below_a_folder_with_brackets_may_be_a_glob(home, here):
+    (home / "texts[1]").mkdir()
+    for name in ("a.txt", "b.txt"):
+        write_words(home / "texts[1]" / name)
+    (home / "texts[1]" / "c.md").write_text("no text of this corpus")
+    found = load_run_corpus(read_config(short_values(data__path="~/texts[1]/*.txt")))
+    assert "2 files" in found.description
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_no_corpus():
+    with pytest.raises(DataError, match="data.path: /dev/null is no file; name a file, a folder or a glob"):
+        load_run_corpus(read_config(short_values(data__path="/dev/null")))
+
+
+def test_a_relative_cache_folder_does_not_count(home):
+    for setting in ("a/folder", "./folder", "../folder", ""):
+        environment = {"XDG_CACHE_HOME": setting}
+        assert user_cache(environment) == user_cache({}) == home / ".cache"
+        assert cache_folder("auto", environment) == home / ".cache" / "fftlm_jax" / "texts"
+        assert compile_cache.default_folder(environment).parent == (home / ".cache" / "fftlm_jax").resolve()
+    assert user_cache({"XDG_CACHE_HOME": "/a/folder"}) == Path("/a/folder")
+    assert user_cache({"XDG_CACHE_HOME": "~/folder"}) == home / "folder"
 
 
 def test_so_does_every_command_that_reads_a_run(command, home):

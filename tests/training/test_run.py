@@ -217,6 +217,26 @@ def test_other_data_is_refused(arguments, copy, tmp_path, capsys):
     assert "the corpus differs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("inside", ("", "runs/a"))
+def test_a_run_directory_in_its_own_corpus_is_refused_and_nothing_written(arguments, tmp_path, capsys, inside):
+    (tmp_path / "words.txt").write_bytes(b"some bytes " * 500)
+    corpus = f"--config.data.path={tmp_path}"
+    assert main_here(*arguments, corpus, f"--workdir={tmp_path / inside}", "--overwrite") == 1
+    told = capsys.readouterr().err
+    assert f"DataError: --workdir: {tmp_path / inside} lies in the corpus {tmp_path}, which would grow" in told
+    assert [file.name for file in tmp_path.iterdir()] == ["words.txt"]
+
+
+def test_a_corpus_with_another_name_is_told_so_and_goes_on_on_request(arguments, copy, tmp_path, capsys):
+    (path,) = (a.partition("=")[2] for a in arguments if a.startswith("--config.data.path="))
+    shutil.copy(path, tmp_path / "renamed.txt")
+    renamed = [*arguments, f"--workdir={copy}", f"--config.data.path={tmp_path / 'renamed.txt'}"]
+    assert main_here(*renamed) == 4
+    told = capsys.readouterr().err
+    assert "of the names and bytes of its files" in told and "under their old names" in told
+    assert main_here(*renamed, "--config.resume.allow=data") == 0
+
+
 def test_a_damaged_step_is_set_aside_and_the_one_before_goes_on(arguments, straight, copy, capsys):
     data = max(
         (copy / "checkpoints" / "20" / "arrays").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
