@@ -19,7 +19,7 @@ from absl import logging
 
 from fftlm_jax.runtime.errors import RunError, UsageError
 from fftlm_jax.runtime.paths import local_path
-from fftlm_jax.runtime.streams import discard_output, prepare_streams, print_error
+from fftlm_jax.runtime.streams import discard_output, prepare_streams, print_error, print_line
 from fftlm_jax.runtime.untrusted import printable
 
 
@@ -38,6 +38,11 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line."""
         self.exit(UsageError.exit_code, f"UsageError: {printable(message)} (see {self.prog} --help).\n")
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help; ends the process with one line where that cannot be written."""
+        if code := run_command(lambda: print_line(self.format_help(), file or sys.stdout, end="")):
+            self.exit(code)
 
     def add_run(self, what: str = "run directory") -> None:
         """Adds the argument RUN, which may also be given as --workdir."""
