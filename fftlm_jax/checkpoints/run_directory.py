@@ -27,7 +27,7 @@ from fftlm_jax.config.schema import with_later_keys
 from fftlm_jax.runtime.errors import CheckpointError, InUseError, SaveError, UsageError
 from fftlm_jax.runtime.jax_settings import recorded_settings
 from fftlm_jax.runtime.paths import local_path
-from fftlm_jax.runtime.untrusted import read_json, require_contained
+from fftlm_jax.runtime.untrusted import read_json_object, require_contained
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # What `flock` says where there are none.
@@ -170,9 +170,7 @@ class RunDirectory:
         """
         require_contained(self.root)
         try:
-            values = read_json(self.config)
-            if not isinstance(values, dict):
-                raise ValueError("it is no JSON object")
+            values = read_json_object(self.config)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.config} cannot be read ({error}); restore it or pass --overwrite.") from None
         return with_later_keys(values)
@@ -196,9 +194,7 @@ class RunDirectory:
         """
         now = environment()
         try:
-            before = read_json(self.env)
-            if not isinstance(before, dict):
-                raise ValueError("it is no JSON object")
+            before = read_json_object(self.env)
         except (OSError, ValueError):
             before = now
         write_json(self.env, now)
