@@ -30,6 +30,7 @@ from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import read_json_object, require_contained
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+EXPORT_FORMAT = "fftlm_jax export"  # What `config.json` says in the folder of an exported model.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # What `flock` says where there are none.
 
 
@@ -166,13 +167,18 @@ class RunDirectory:
         """The config that the run was started with.
 
         Raises:
-            CheckpointError: if it cannot be read, or a link in the folder leads elsewhere.
+            CheckpointError: if it cannot be read, or a link in the folder leads elsewhere. UsageError: for an export.
         """
         require_contained(self.root)
         try:
             values = read_json_object(self.config)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.config} cannot be read ({error}); restore it or pass --overwrite.") from None
+        if values.get("format") == EXPORT_FORMAT:
+            raise UsageError(
+                f"{self.root} is a model that `fftlm export` wrote; fftlm_jax.export.load_exported reads it (see its "
+                "README.md), and no command does: name the run directory that it was exported from."
+            )
         return with_later_keys(values)
 
     def write_config(self, values: dict[str, Any]) -> None:
