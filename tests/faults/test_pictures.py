@@ -23,6 +23,15 @@ def test_any_name_of_a_run_can_stand_over_a_picture(tmp_path, name):
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_no_font_has_is_drawn_without_a_warning(tmp_path):
+    figure, _ = plt.subplots()
+    set_title(figure, "漢字の実験")
+    replace_figure(figure, tmp_path / "a.png")
+    draw({"漢字": {"loss": [(1, 2.0), (2, 1.0)]}}, tmp_path / "b.png")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_every_run_stands_in_the_legend(tmp_path, monkeypatch, name):
     legends = []
