@@ -155,17 +155,18 @@ def outcomes_of(
     """Runs the trials asked for by `--index` and `--report`, or all, in the folder `args.out`."""
     if not 1 <= args.jobs <= (os.cpu_count() or 1):
         parser.error(f"--jobs: {args.jobs} is outside 1..{os.cpu_count()}, the cores of this machine")
-    if args.index is not None:
-        if not 0 <= args.index < len(trials):
-            parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
-        require_writable(parser, args.out)
-        return run_all(config, [trials[args.index]], args.out)
-    if args.report:
+    if args.index is not None and not 0 <= args.index < len(trials):
+        parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
+    if args.report and args.index is None:
         found = [outcome_of(trial, args.out, config) for trial in trials]
         if all(outcome.status == "not run" for outcome in found):
             parser.error(f"--report: {args.out} holds none of these trials; let --out name the folder of the sweep")
         return found
+    if not Path(config.partition(":")[0]).is_file():
+        parser.error(f"--config: {config} is no file; name a config file")
     require_writable(parser, args.out)
+    if args.index is not None:
+        return run_all(config, [trials[args.index]], args.out)
     return run_all(config, trials, args.out, args.jobs)
 
 
@@ -187,11 +188,11 @@ def conduct(
     write_report: Callable[[Sequence[Outcome]], None],
 ) -> int:
     """Does with the trials what the options of `add_options` ask for, and reports on them unless one was run alone."""
-    if args.list:
-        print(listing(trials))
-        return 0
 
     def act() -> int:
+        if args.list:
+            print(listing(trials))
+            return 0
         outcomes = outcomes_of(parser, args, config, trials)
         if args.index is None:
             write_report(outcomes)

@@ -55,6 +55,8 @@ def parse_arm(text: str) -> tuple[str, tuple[str, ...]]:
         ValueError: for an arm without a name, or an override without a key or a value.
     """
     name, colon, overrides = text.partition(":")
+    if not name.strip():
+        raise ValueError(f"{text!r} has no name; write it as name: key=value")
     if "=" in name:
         raise ValueError(f"{text!r} has no name; write it as name: {text.strip() if not colon else 'key=value'}")
     found = []

@@ -42,7 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         close = nearest(name, COMMANDS)
         print_error(f"UsageError: fftlm has no command {printable(name)!r}{close}; see fftlm --help.")
         return UsageError.exit_code
-    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+    except KeyboardInterrupt:  # It takes seconds.
+        return 130
     if name == "train":
         return module.run_as_program([f"fftlm {name}", *rest])
     return module.main(rest)

@@ -31,11 +31,10 @@ from fftlm_jax.runtime.streams import is_terminal, print_line, read_bytes
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
     args = _parser().parse_args(arguments)
-    try:
-        return run_command(lambda: _run(args))
-    except KeyboardInterrupt:  # Enough was read.
-        print()
-        return 130
+    code = run_command(lambda: _run(args))
+    if code == 130:  # Enough was read; what comes next shall begin a line.
+        run_command(print)
+    return code
 
 
 def _parser() -> CommandParser:
@@ -197,7 +196,7 @@ def _checked(args: argparse.Namespace) -> SamplingConfig:
     """
     for name, ok, rule in (
         ("bytes", args.bytes >= 1, "at least 1"),
-        ("samples", args.samples >= 1, "at least 1"),
+        ("samples", 1 <= args.samples <= 2**16, "within 1 and 2**16"),
         ("temperature", 0 <= args.temperature < float("inf"), "a number, at least 0"),
         ("top_k", 0 <= args.top_k <= 256, "within 0 and 256"),
         ("top_p", 0 < args.top_p <= 1, "within 0 (exclusive) and 1"),

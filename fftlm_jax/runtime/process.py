@@ -98,7 +98,8 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 def run_command(action: Callable[[], int | None]) -> int:
     """Runs `action`; returns its exit code (None is 0), or that of the `RunError` it raised, printed as one line.
 
-    Standard output that nobody reads any more is no error; one that cannot be written is.
+    Standard output that nobody reads any more is no error; one that cannot be written is. Ctrl-C ends the command
+    without a word, with exit code 130.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every read and save at INFO and WARNING.
     prepare_streams()
@@ -111,6 +112,8 @@ def run_command(action: Callable[[], int | None]) -> int:
     except RunError as error:
         print_error(f"{type(error).__name__}: {printable(str(error))}")
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # Whoever reads, such as `head`, has seen enough.
         discard_output()
         return 0

@@ -108,6 +108,16 @@ def test_bad_options_are_said(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "option,message",
+    (("--config=none.py", "--config: none.py is no file"), ("--arm=", "has no name"), ("--arm=: x=1", "has no name")),
+)
+def test_what_no_trial_could_be_run_with_is_refused_before_anything_is_written(tmp_path, capsys, option, message):
+    with pytest.raises(SystemExit):
+        sweep.main(["--config=configs/tiny.py", f"--out={tmp_path / 'out'}", option])
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_trial_that_never_ran_is_said_to_be_so(tmp_path):
     assert outcome_of(Trial("a", (), 0), tmp_path).status == "not run"
 

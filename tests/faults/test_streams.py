@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fftlm_jax.checkpoints.saved_step import manifest_fault, step_numbers
+from fftlm_jax.cli import main as fftlm
 from fftlm_jax.recording.console import Console
 from fftlm_jax.runtime.errors import CheckpointError, Interrupted, InUseError, NonFiniteError, SaveError, UsageError
 from fftlm_jax.runtime.process import Interrupts, request_stop, run_command
@@ -207,6 +208,12 @@ def fails(error):
 def test_exit_codes_of_commands(outcome):
     for result, code in ((None, 0), (0, 0), (4, 4)):
         assert outcome(lambda: result) == (code, "")
+
+
+def test_ctrl_c_ends_a_command_without_a_word(outcome, monkeypatch):
+    assert outcome(fails(KeyboardInterrupt())) == (130, "")
+    monkeypatch.setattr("importlib.import_module", lambda name: fails(KeyboardInterrupt())())
+    assert fftlm(["doctor", "--help"]) == 130
 
 
 def test_a_reader_that_left_is_no_error_of_a_command_and_gets_nothing_more(outcome):
