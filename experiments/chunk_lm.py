@@ -19,7 +19,7 @@ from typing import Any
 from configs import small
 from experiments import bench  # First: it sets XLA flags before JAX starts.
 from experiments.chunk_lm_figure import draw
-from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.sweep import Outcome, add_options, conduct, report, require_writable, write_results
 from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.config.reading import read_config
@@ -102,11 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     add_options(parser)
     args = parser.parse_args(arguments)
-    args.out.mkdir(parents=True, exist_ok=True)
     measured = args.out / "step_ms.json"
     if not measured.exists():
         if args.report:
             parser.error(f"--report: {measured} is missing; nothing was run there")
+        require_writable(parser, args.out)
         found = {"environment": environment(), "seconds": args.seconds, "step_ms": measure_steps()}
         measured.write_text(json.dumps(found, indent=1) + "\n")
     begun = json.loads(measured.read_text())

@@ -17,7 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.raft_lr_figure import draw
-from experiments.sweep import Outcome, add_options, conduct, exit_code, outcome_of, report, run_all, write_results
+from experiments.sweep import (
+    Outcome,
+    add_options,
+    conduct,
+    exit_code,
+    outcome_of,
+    report,
+    require_writable,
+    run_all,
+    write_results,
+)
 from experiments.trials import Trial
 from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 from fftlm_jax.raft.journal import Journal
@@ -121,6 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.index is not None and not 0 <= args.index < len(planned):
         parser.error(f"--index: {args.index} is outside 0..{len(planned) - 1}")
     if not (args.list or args.report):
+        require_writable(parser, args.out)
         seeds = range(args.seeds) if args.index is None else [planned[args.index].seed]
         code = exit_code(run_all(args.config, [supervised(seed) for seed in seeds], args.out, args.jobs))
         if code:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plot_spectral_sweep import draw
-from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.sweep import Outcome, add_options, conduct, report, require_writable, write_results
 from experiments.trials import Trial
 from fftlm_jax.runtime.process import CommandParser, path_option
 
@@ -111,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.report and not (args.out / "stamp.txt").exists():
         parser.error(f"--report: {args.out} holds no spectral sweep")
+    require_writable(parser, args.out)
     stamp = stamp_of(args.out)
     trials = trials_of(args.grid, args.seeds, args.many_seeds, stamp)
     return conduct(parser, args, args.config, trials, lambda outcomes: write_report(outcomes, args.out, stamp))

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from experiments.arm_statistics import Summary, compare_arms
 from experiments.children import Children
 from experiments.reached import reached
 from experiments.trials import Trial, parse_arm, parse_grid, parse_seeds, trials_of
+from fftlm_jax.checkpoints.run_directory import write_bytes, write_json
+from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
+from fftlm_jax.runtime.untrusted import read_json_object
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,7 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class Outcome:
     """What a trial left behind: its status, its last evaluation, and why it is not finished.
 
-    `finished`, `failed`, `cut short`, `not run`, or `other settings` where its folder holds a run that is not this one.
+    `finished`, `failed`, `cut short`, `not run`, `other settings` where its folder holds a run that is not this one, or
+    `unreadable` where a file of it does not tell. Of the last two nothing is run, so that nothing is lost.
     """
 
     trial: Trial
@@ -59,7 +64,7 @@ def run_all(config: str, trials: Sequence[Trial], folder: Path, jobs: int = 1) -
 
     waiting: list[int] = []
     for number, trial in enumerate(trials):
-        if outcome_of(trial, folder, config).status in ("finished", "other settings"):
+        if outcome_of(trial, folder, config).status in ("finished", "other settings", "unreadable"):
             settled(number)
         else:
             waiting.append(number)
@@ -72,7 +77,8 @@ def run_all(config: str, trials: Sequence[Trial], folder: Path, jobs: int = 1) -
             if code:
                 log = (folder / f"{trials[number].name}.log").read_text(errors="replace")
                 last = (log.strip().splitlines() or ["no message"])[-1]
-                (folder / f"{trials[number].name}.failed").write_text(f"exit code {code}: {last}\n")
+                failed = f"exit code {code}: {last}\n".encode(errors="backslashreplace")
+                write_bytes(folder / f"{trials[number].name}.failed", failed)
             settled(number)
     return [outcomes[number] for number in range(len(trials))]
 
@@ -80,7 +86,7 @@ def run_all(config: str, trials: Sequence[Trial], folder: Path, jobs: int = 1) -
 def _command(config: str, trial: Trial, folder: Path) -> tuple[list[str], Path]:
     """The command of a trial and the log that its output goes to; its folder says from now on what was asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{trial.name}.trial.json").write_text(json.dumps(_settings(trial, config)) + "\n")
+    write_json(_settings_file(trial, folder), _settings(trial, config))
     (folder / f"{trial.name}.failed").unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "main.py"), f"--config={config}", f"--workdir={folder / trial.name}"]
     command += [f"--config.{override}" for override in (*trial.overrides, f"seed={trial.seed}")]
@@ -89,19 +95,46 @@ def _command(config: str, trial: Trial, folder: Path) -> tuple[list[str], Path]:
 
 def outcome_of(trial: Trial, folder: Path, config: str = "") -> Outcome:
     """Reads what a trial left behind; runs nothing. With `config`, also checks that it was run from that file."""
-    failed, settings = folder / f"{trial.name}.failed", folder / f"{trial.name}.trial.json"
-    if settings.exists():
-        found, wanted = json.loads(settings.read_text()), _settings(trial, config)
-        different = [key for key, value in wanted.items() if value and found[key] != value]
+    failed, settings = folder / f"{trial.name}.failed", _settings_file(trial, folder)
+    try:
+        different = _different(settings, _settings(trial, config), has_run=(folder / trial.name).exists())
         if different:
             reason = f"{', '.join(different)} differ from what was run in this folder; use another --out"
             return Outcome(trial, "other settings", {}, reason)
-    begun, finished, scores = reached(folder / trial.name)
-    if finished:
-        return Outcome(trial, "finished", scores)
-    if failed.exists():
-        return Outcome(trial, "failed", scores, failed.read_text().strip())
+        begun, finished, scores = reached(folder / trial.name)
+        if finished:
+            return Outcome(trial, "finished", scores)
+        if failed.exists():
+            return Outcome(trial, "failed", scores, failed.read_text(errors="replace").strip())
+    except (CheckpointError, OSError) as error:
+        return Outcome(trial, "unreadable", {}, str(error))
     return Outcome(trial, "cut short" if begun else "not run", scores)
+
+
+def _settings_file(trial: Trial, folder: Path) -> Path:
+    return folder / f"{trial.name}.trial.json"
+
+
+def _different(file: Path, wanted: dict[str, Any], *, has_run: bool) -> list[str]:
+    """The settings of a trial, as its file tells them if there is one, that are not those that are wanted.
+
+    Without a run, a file that cannot be read is what a launch left that died in its first moment: it tells nothing.
+
+    Raises:
+        CheckpointError: if the file cannot be read beside a run.
+    """
+    if not file.exists():
+        return []
+    try:
+        found = read_json_object(file)
+        return [key for key, value in wanted.items() if value and found[key] != value]
+    except (OSError, ValueError, LookupError) as error:
+        if not has_run:
+            return []
+        raise CheckpointError(
+            f"{file} does not tell what was run there ({error}); delete it if the settings are the same, or use "
+            "another --out."
+        ) from None
 
 
 def _settings(trial: Trial, config: str) -> dict[str, Any]:
@@ -122,13 +155,29 @@ def outcomes_of(
     """Runs the trials asked for by `--index` and `--report`, or all, in the folder `args.out`."""
     if not 1 <= args.jobs <= (os.cpu_count() or 1):
         parser.error(f"--jobs: {args.jobs} is outside 1..{os.cpu_count()}, the cores of this machine")
+    if args.index is not None and not 0 <= args.index < len(trials):
+        parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
+    if args.report and args.index is None:
+        found = [outcome_of(trial, args.out, config) for trial in trials]
+        if all(outcome.status == "not run" for outcome in found):
+            parser.error(f"--report: {args.out} holds none of these trials; let --out name the folder of the sweep")
+        return found
+    if not Path(config.partition(":")[0]).is_file():
+        parser.error(f"--config: {config} is no file; name a config file")
+    require_writable(parser, args.out)
     if args.index is not None:
-        if not 0 <= args.index < len(trials):
-            parser.error(f"--index: {args.index} is outside 0..{len(trials) - 1}")
         return run_all(config, [trials[args.index]], args.out)
-    if args.report:
-        return [outcome_of(trial, args.out, config) for trial in trials]
     return run_all(config, trials, args.out, args.jobs)
+
+
+def require_writable(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Makes the folder of a sweep and proves it writable, before anything is trained; else ends the command."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        parser.error(f"--out: {folder} cannot be written ({error.strerror}); name another folder")
 
 
 def conduct(
@@ -139,13 +188,17 @@ def conduct(
     write_report: Callable[[Sequence[Outcome]], None],
 ) -> int:
     """Does with the trials what the options of `add_options` ask for, and reports on them unless one was run alone."""
-    if args.list:
-        print(listing(trials))
-        return 0
-    outcomes = outcomes_of(parser, args, config, trials)
-    if args.index is None:
-        write_report(outcomes)
-    return exit_code(outcomes)
+
+    def act() -> int:
+        if args.list:
+            print(listing(trials))
+            return 0
+        outcomes = outcomes_of(parser, args, config, trials)
+        if args.index is None:
+            write_report(outcomes)
+        return exit_code(outcomes)
+
+    return run_command(act)
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
@@ -156,8 +209,8 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
 def write_results(outcomes: Sequence[Outcome], text: str, folder: Path) -> None:
     """REPORT.md and trials.json; prints the report."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "REPORT.md").write_text(text, encoding="utf-8", errors="backslashreplace")
-    (folder / "trials.json").write_text(json.dumps([as_json(o) for o in outcomes], indent=1) + "\n")
+    write_bytes(folder / "REPORT.md", text.encode(errors="backslashreplace"))
+    write_bytes(folder / "trials.json", (json.dumps([as_json(o) for o in outcomes], indent=1) + "\n").encode())
     print(text)
 
 

@@ -5,6 +5,8 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from fftlm_jax.runtime.untrusted import shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -35,6 +37,11 @@ def trials_of(
         settings = tuple(f"{key}={value}" for key, value in point.items())
         trials.append(Trial(" ".join((arm, *settings)) if settings else arm, (*overrides, *settings), seed))
     names = [trial.name for trial in trials]
+    long = next((name for name in names if len(name) > _LONGEST_NAME), None)
+    if long is not None:
+        raise ValueError(
+            f"--arm: {shown(long)} is too long for a folder; take a name of at most {_LONGEST_NAME} letters"
+        )
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"two trials would share a folder: {', '.join(twice)}; name the arms apart")
@@ -48,6 +55,8 @@ def parse_arm(text: str) -> tuple[str, tuple[str, ...]]:
         ValueError: for an arm without a name, or an override without a key or a value.
     """
     name, colon, overrides = text.partition(":")
+    if not name.strip():
+        raise ValueError(f"{text!r} has no name; write it as name: key=value")
     if "=" in name:
         raise ValueError(f"{text!r} has no name; write it as name: {text.strip() if not colon else 'key=value'}")
     found = []
@@ -90,6 +99,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 _MOST_SEEDS = 10_000
+_LONGEST_NAME = 230  # Of the 255 that file systems take: the files beside a trial's folder end in .trial.json.tmp.
 
 
 def split_outside_brackets(text: str, separator: str) -> list[str]:

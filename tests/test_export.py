@@ -18,6 +18,7 @@ from jax import export as jax_export
 from safetensors.numpy import load_file, save_file
 
 from fftlm_jax.checkpoints import saved_run
+from fftlm_jax.cli import main as cli_main
 from fftlm_jax.export import export_run, exported_model
 from fftlm_jax.export.exported_model import (
     ExportedConfig,
@@ -274,3 +275,12 @@ def test_an_export_of_an_earlier_version_lacks_later_keys_and_can_be_loaded(expo
     assert config["model"].pop("precision") == "default"
     (folder / "config.json").write_text(json.dumps(config))
     assert load_exported(folder)[0] == load_exported(exported)[0]
+
+
+@pytest.mark.parametrize("command", ("generate", "doctor", "evaluate", "export", "raft-advise", "raft-report"))
+def test_a_command_that_is_given_an_export_says_what_that_is_and_what_reads_it(exported, tmp_path, capsys, command):
+    options = [f"--out={tmp_path / 'copy'}"] if command == "export" else []
+    assert cli_main([command, str(exported), *options]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and not (tmp_path / "copy").exists()
+    assert f"UsageError: {exported} is a model that `fftlm export` wrote" in told.err and "load_exported" in told.err

@@ -27,9 +27,10 @@ from fftlm_jax.config.schema import with_later_keys
 from fftlm_jax.runtime.errors import CheckpointError, InUseError, SaveError, UsageError
 from fftlm_jax.runtime.jax_settings import recorded_settings
 from fftlm_jax.runtime.paths import local_path
-from fftlm_jax.runtime.untrusted import read_json, require_contained
+from fftlm_jax.runtime.untrusted import read_json_object, require_contained
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
+EXPORT_FORMAT = "fftlm_jax export"  # What `config.json` says in the folder of an exported model.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # What `flock` says where there are none.
 
 
@@ -166,15 +167,18 @@ class RunDirectory:
         """The config that the run was started with.
 
         Raises:
-            CheckpointError: if it cannot be read, or a link in the folder leads elsewhere.
+            CheckpointError: if it cannot be read, or a link in the folder leads elsewhere. UsageError: for an export.
         """
         require_contained(self.root)
         try:
-            values = read_json(self.config)
-            if not isinstance(values, dict):
-                raise ValueError("it is no JSON object")
+            values = read_json_object(self.config)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.config} cannot be read ({error}); restore it or pass --overwrite.") from None
+        if values.get("format") == EXPORT_FORMAT:
+            raise UsageError(
+                f"{self.root} is a model that `fftlm export` wrote; fftlm_jax.export.load_exported reads it (see its "
+                "README.md), and no command does: name the run directory that it was exported from."
+            )
         return with_later_keys(values)
 
     def write_config(self, values: dict[str, Any]) -> None:
@@ -196,9 +200,7 @@ class RunDirectory:
         """
         now = environment()
         try:
-            before = read_json(self.env)
-            if not isinstance(before, dict):
-                raise ValueError("it is no JSON object")
+            before = read_json_object(self.env)
         except (OSError, ValueError):
             before = now
         write_json(self.env, now)

@@ -12,6 +12,8 @@ import sys
 
 from fftlm_jax.config.limits import nearest
 from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.process import run_command
+from fftlm_jax.runtime.streams import print_error, print_line
 from fftlm_jax.runtime.untrusted import printable
 
 # Name: (module whose `main` takes the arguments, what it does).
@@ -35,18 +37,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(__doc__ or "")
-        print("\n".join(f"    {command:12} {what}" for command, (_, what) in COMMANDS.items()))
-        return 0
+        lines = (f"    {command:12} {what}" for command, (_, what) in COMMANDS.items())
+        return run_command(lambda: print_line("\n".join((__doc__ or "", *lines)), sys.stdout))
     if name not in COMMANDS:
         close = nearest(name, COMMANDS)
-        print(f"UsageError: fftlm has no command {printable(name)!r}{close}; see fftlm --help.", file=sys.stderr)
+        print_error(f"UsageError: fftlm has no command {printable(name)!r}{close}; see fftlm --help.")
         return UsageError.exit_code
     config_file = next((word for word in rest if word.endswith(".py") and not word.startswith("-")), None)
     if name == "plan" and config_file is not None:  # The train command reads config files and their overrides.
         rest = [f"--config={config_file}", "--dry_run", *(word for word in rest if word != config_file)]
         name = "train"
-    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+    except KeyboardInterrupt:  # It takes seconds.
+        return 130
     if name == "train":
         return module.run_as_program([f"fftlm {name}", *rest])
     return module.main(rest)

@@ -102,10 +102,9 @@ def _train(arguments: list[str]) -> int | None:
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the command line; whatever is wrong with it, or a missing config file, is said in one line."""
     if {"--help", "-h", "--helpshort", "--helpfull"} & set(arguments):
-        print(f"{__doc__ or ''}\n--config=FILE: a config file, one of configs/*.py")
-        for option in _OPTIONS:
-            print(f"--{option.name}: {flags.FLAGS[option.name].help}")
-        sys.exit(0)
+        lines = [__doc__ or "", "--config=FILE: a config file, one of configs/*.py"]
+        lines += [f"--{option.name}: {flags.FLAGS[option.name].help}" for option in _OPTIONS]
+        sys.exit(process.run_command(lambda: streams.print_line("\n".join(lines), sys.stdout)))
     try:
         arguments = _last_of_each([_with_home(argument) for argument in arguments])
         for argument in arguments:

@@ -163,13 +163,24 @@ def earliest_raises(rule: Rule, cutoff: int, steps: int) -> list[Raise]:
 
     A schedule's raises are exactly these, whatever the losses.
     """
-    controller = Controller(dataclasses.replace(rule, threshold=math.inf), cutoff)
-    for step in range(steps):
-        if controller.upcoming_cutoff() is None:
+    if rule.name == "none":
+        return []
+    if rule.name == "schedule":
+        controller = Controller(rule, cutoff)
+        for epoch in sorted({1, *(first for first, _ in rule.schedule)}):  # The table says nothing new in between.
+            if epoch * rule.steps_per_epoch < steps:
+                controller.check(epoch * rule.steps_per_epoch)
+        return controller.raises
+    raises: list[Raise] = []
+    bound = None if rule.confidence is None else 0.0  # Of a loss that stands still, as its improvement.
+    ready = max(1, rule.window, rule.min_epoch * rule.steps_per_epoch)
+    while (rung := next_rung(rule.ladder, cutoff)) is not None:
+        step = -(-ready // rule.check_every) * rule.check_every
+        if step >= steps:
             break
-        controller.check(step)
-        controller.record(1.0)
-    return controller.raises
+        raises.append(Raise(step, cutoff, rung, 0.0, bound))
+        cutoff, ready = rung, step + rule.window
+    return raises
 
 
 def build_controller(config: Config) -> Controller:

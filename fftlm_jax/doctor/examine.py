@@ -8,6 +8,7 @@ is one in the source documents' format (see text_log.py); what it does not tell 
 code says whether the run could be read (0, else 1 or 4), not how it does. A run under way says each warning once.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--lr", type=float, default=DOCUMENTS_LR, help="peak learning rate of a text log (default: the documents')"
     )
     args = parser.parse_args(arguments)
+    if not 0 < args.lr < math.inf:
+        parser.error(f"--lr: a peak learning rate is a finite number above 0, not {args.lr}")
     return run_command(lambda: print(report(examine(Path(args.workdir), args.lr))))
 
 

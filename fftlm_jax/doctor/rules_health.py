@@ -82,7 +82,9 @@ def _spans(stream: Stream, facts: Facts) -> list[tuple[int, np.ndarray]]:
     """(updates done before, gradient norms) of spans of an epoch (50 steps at least), one after the other."""
     length = max(facts.curriculum.steps_per_epoch, _FEWEST_STEPS)
     end = int(stream.steps[-1]) if len(stream.steps) else 0
-    begins = range(_START, end - length + 1, length)
+    # Only those with steps in them: a log may jump to a step that is far away.
+    numbers = np.unique((stream.steps.astype(np.int64) - _START - 1) // length)
+    begins = [begin for begin in (_START + length * numbers).tolist() if _START <= begin <= end - length]
     spans = [(begin, stream.grad_norms[stream.rows(begin, begin + length)]) for begin in begins]
     return [(begin, norms) for begin, norms in spans if np.isfinite(norms).sum() >= _FEWEST_STEPS]
 

@@ -36,6 +36,7 @@ import numpy as np
 from flax import nnx
 from jax import export
 
+from fftlm_jax.checkpoints.run_directory import EXPORT_FORMAT
 from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.config.limits import parameter_count, require_room
 from fftlm_jax.config.reading import read_model_config
@@ -50,7 +51,7 @@ from fftlm_jax.spectral import LowPass
 
 WEIGHTS, CONFIG, README, PROGRAM = "model.safetensors", "config.json", "README.md", "forward.stablehlo"
 
-_FORMAT = {"format": "fftlm_jax export", "version": 1}
+_FORMAT = {"format": EXPORT_FORMAT, "version": 1}
 _LARGEST_CONFIG = 1 << 16  # Bytes; ours have less than a thousand.
 
 

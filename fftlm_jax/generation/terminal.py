@@ -25,16 +25,16 @@ from fftlm_jax.generation.text import TerminalText, argument_bytes, until_stoppe
 from fftlm_jax.model import build
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
+from fftlm_jax.runtime.streams import is_terminal, print_line, read_bytes
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns an exit code of `fftlm_jax.runtime.errors`."""
     args = _parser().parse_args(arguments)
-    try:
-        return run_command(lambda: _run(args))
-    except KeyboardInterrupt:  # Enough was read.
-        print()
-        return 130
+    code = run_command(lambda: _run(args))
+    if code == 130:  # Enough was read; what comes next shall begin a line.
+        run_command(print)
+    return code
 
 
 def _parser() -> CommandParser:
@@ -128,13 +128,11 @@ class Writer:
         terminal, shown = TerminalText(), []
 
         def put(data: bytes, final: bool = False) -> None:
-            if self._args.raw:
+            if self._args.raw and hasattr(sys.stdout, "buffer"):  # What notebooks put there takes text only.
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
             else:
-                encoding = sys.stdout.encoding  # Of a pipe or an old terminal it may lack most characters.
-                text = terminal.feed(data, final=final).encode(encoding, "backslashreplace").decode(encoding)
-                print(text, end="", flush=True)
+                print_line(terminal.feed(data, final=final), sys.stdout, end="")
 
         put(begin)
         for piece in pieces:
@@ -168,11 +166,9 @@ def _converse(args: argparse.Namespace, writer: Writer) -> None:
     """Goes on from every line typed, each after all that was typed and written before, until end of file."""
     text = _prompt(args) if args.prompt is not None or args.prompt_file else b""
     for turn in itertools.count():
-        if sys.stdin is None:  # It was closed before the start: nobody can type.
-            return
-        if sys.stdin.isatty():
+        if is_terminal(sys.stdin):
             print("> ", end="", flush=True)
-        line = sys.stdin.buffer.readline()
+        line = read_bytes(sys.stdin, line=True)
         if not line:
             return
         text += line
@@ -189,7 +185,7 @@ def _prompt(args: argparse.Namespace) -> bytes:
             raise UsageError(
                 f"--prompt_file: {args.prompt_file} cannot be read ({error.strerror}); name a file."
             ) from None
-    return b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    return b"" if is_terminal(sys.stdin) else read_bytes(sys.stdin)
 
 
 def _checked(args: argparse.Namespace) -> SamplingConfig:
@@ -200,7 +196,7 @@ def _checked(args: argparse.Namespace) -> SamplingConfig:
     """
     for name, ok, rule in (
         ("bytes", args.bytes >= 1, "at least 1"),
-        ("samples", args.samples >= 1, "at least 1"),
+        ("samples", 1 <= args.samples <= 2**16, "within 1 and 2**16"),
         ("temperature", 0 <= args.temperature < float("inf"), "a number, at least 0"),
         ("top_k", 0 <= args.top_k <= 256, "within 0 and 256"),
         ("top_p", 0 < args.top_p <= 1, "within 0 (exclusive) and 1"),

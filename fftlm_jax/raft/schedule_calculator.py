@@ -10,7 +10,7 @@ any of them it prints the rates of the schedule that the numbers describe.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from fftlm_jax.raft.lr_yaml import to_yaml
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 _SCHEDULES = ("constant", "exponential", "step", "wsd", "manual")
+_MOST_CYCLES = 2**16  # As of `raft.cycles`.
+_LARGEST_RATE = 1e18  # Far beyond any that trains; sums and multiples of it are numbers still.
 _SUFFIXES = (".png", ".yaml", ".json")
 
 
@@ -34,13 +36,13 @@ DECAY_NOTES = {
 def scientific(value: float, digits: int) -> str:
     """`5.00e-5` with so many digits behind the point, halves rounded up in decimal as the card rounds them.
 
-    >>> scientific(5e-5 * 0.7**2, 1), scientific(1e-3, 2), scientific(9.996e-5, 1)
-    ('2.5e-5', '1.00e-3', '1.0e-4')
+    >>> scientific(5e-5 * 0.7**2, 1), scientific(1e-3, 2), scientific(9.996e-5, 1), scientific(0, 1)
+    ('2.5e-5', '1.00e-3', '1.0e-4', '0.0e0')
     """
     exact = Decimal(repr(float(value)))
     # Products such as 5e-5 * 0.7**2 lie a few units of the last binary place off the decimal half that is meant.
     exact = Decimal(f"{exact:.12e}")
-    shift = exact.adjusted()
+    shift = exact.adjusted() if exact else 0
     mantissa = exact.scaleb(-shift).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
     if abs(mantissa) >= 10:
         mantissa, shift = (mantissa / 10).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP), shift + 1
@@ -149,12 +151,13 @@ def visualize(schedules: Mapping[str, CycleLR], cycles: int, file: Path) -> None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axis = plt.subplots(figsize=(8, 4.5))
     numbers = range(1, cycles + 1)
     for name, schedule in schedules.items():
         axis.plot(numbers, [schedule(n) for n in numbers], "o-", label=name)
-    axis.set_xticks(numbers)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("RAFT cycle")
     axis.set_ylabel("learning rate")
     axis.set_ylim(bottom=0)
@@ -174,41 +177,40 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(parser: CommandParser, args: argparse.Namespace) -> None:
     if args.output and not args.output.name:
         parser.error(f"--output: {args.output} is no name of a file")
-    if args.cycles < 1:
-        parser.error(f"--cycles: must be at least 1, not {args.cycles}")
+    if not 1 <= args.cycles <= _MOST_CYCLES:
+        parser.error(f"--cycles: must be at least 1 and at most {_MOST_CYCLES}, not {args.cycles}")
     try:
         own = _own_schedule(args)
         schedules = comparison(args.base_lr) if args.compare else {}
         schedules |= {} if own in schedules.values() else {_name(own): own}
     except ValueError as error:
         parser.error(f"--schedule {args.schedule}: {error}")
+    for name, rate in (("base-lr", args.base_lr), ("min-lr", args.min_lr), *(("rates", rate) for rate in own.rates)):
+        if not (0 < rate <= _LARGEST_RATE or (name == "min-lr" and rate == 0)):
+            parser.error(f"--{name}: a learning rate lies above 0 and is at most {_LARGEST_RATE:g}, not {rate}")
     if args.recommendations:
         print(recommendations(args.base_lr))
     if args.compare or not (args.recommendations or args.yaml or args.json or args.visualize):
         print(rate_table(schedules, args.cycles))
+    texts = [(to_yaml(own, args.cycles), ".yaml")] if args.yaml else []
+    texts += [(as_json(schedules, args.cycles), ".json")] if args.json else []
+    for text, suffix in texts:
+        if args.output is None:
+            print(text, end="")
+        else:
+            _write(parser, _named(args.output, suffix), lambda file, text=text: file.write_text(text))
+    if args.visualize:
+        picture = _named(args.output or Path("lr_schedules"), ".png")
+        _write(parser, picture, lambda file: visualize(schedules, args.cycles, file))
+
+
+def _write(parser: CommandParser, file: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written and says where it is, or ends the command where it cannot be."""
     try:
-        if args.yaml:
-            _give(to_yaml(own, args.cycles), ".yaml", args.output)
-        if args.json:
-            _give(as_json(schedules, args.cycles), ".json", args.output)
-        if args.visualize:
-            picture = _named(args.output or Path("lr_schedules"), ".png")
-            visualize(schedules, args.cycles, picture)
-            print(f"see {picture}")
-    except BrokenPipeError:
-        raise  # Whoever reads has seen enough.
+        write(file)
     except OSError as error:
-        parser.error(f"--output: {args.output} cannot be written ({error.strerror or error})")
-
-
-def _give(text: str, suffix: str, output: Path | None) -> None:
-    """Writes text to the output's file of this kind, or prints it where no output is named."""
-    if output is None:
-        print(text, end="")
-    else:
-        file = _named(output, suffix)
-        file.write_text(text)
-        print(f"see {file}")
+        parser.error(f"--output: {file} cannot be written ({error.strerror or error}); name another")
+    print(f"see {file}")
 
 
 def _named(output: Path, suffix: str) -> Path:

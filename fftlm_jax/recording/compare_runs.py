@@ -10,12 +10,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from fftlm_jax.recording.curves import replace_figure, use_log_scale
-from fftlm_jax.recording.history import Record
+from fftlm_jax.recording.history import Record, is_number
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime.errors import SaveError, UsageError
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
@@ -61,17 +62,17 @@ def read_run(path: Path) -> Series:
 
 
 def series_of_records(records: Sequence[Record]) -> Series:
-    """Points of the records of a `metrics.jsonl`, NaN for what is not finite."""
+    """Points of the records of a `metrics.jsonl`, NaN for what is no finite number."""
     train = [r for r in records if r["kind"] == "train"]
     series = {name: _points(train, name) for name in ("loss", "lr", "cutoff", "grad_norm")}
     series["bpb"] = _points([r for r in records if r["kind"] == "eval"], "bpb")
     radial = [r for r in records if r["kind"] == "radial" and "rho" in r]
-    series["rho"] = [(r["step"], _mean_abs([x for row in r["rho"].values() for x in row])) for r in radial]
+    series["rho"] = [(_number(r["step"]), _mean_abs(_entries(r["rho"]))) for r in radial]
     return series
 
 
 def series_of_log(text: str) -> Series:
-    """Points of the validation lines of a text log, NaN for what is not finite.
+    """Points of the validation lines of a text log, NaN for what is no finite number.
 
     Its `lr_mul` is a multiplier, not a learning rate.
     """
@@ -80,8 +81,8 @@ def series_of_log(text: str) -> Series:
         found = _LOG_LINE.match(line)
         if not found:
             continue
-        step = int(found["step"])
-        series["val_loss"].append((step, float(found["loss"])))
+        step = _number(float(found["step"]))
+        series["val_loss"].append((step, _value(found["loss"])))
         numbers = {m["name"]: list(map(float, _NUMBER.findall(m["value"]))) for m in _LOG_NUMBER.finditer(line)}
         if numbers.get("lr_mul"):
             series["lr"].append((step, numbers["lr_mul"][0]))
@@ -128,17 +129,36 @@ def shown_label(name: str) -> str:
 
 
 def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
-    return [(r["step"], math.nan if r[name] is None else r[name]) for r in records if name in r]
+    return [(_number(r["step"]), _number(r[name])) for r in records if name in r]
 
 
-def _mean_abs(values: Sequence[float | None]) -> float:
-    found = [abs(x) for x in values if x is not None and math.isfinite(x)]
+def _number(value: Any) -> float:
+    """A value of a record, NaN where it is no number that can be drawn: others may have written the file."""
+    return float(value) if is_number(value) else math.nan
+
+
+def _value(text: str) -> float:
+    """A number of a log, NaN for digits and points that are none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _entries(rho: Any) -> list[Any]:
+    """The entries of all matrices in the `rho` of a record, {matrix: [entry of each layer]}."""
+    rows = rho.values() if isinstance(rho, dict) else ()
+    return [entry for row in rows if isinstance(row, list) for entry in row]
+
+
+def _mean_abs(values: Sequence[Any]) -> float:
+    found = [abs(x) for x in values if is_number(x)]
     return float(np.mean(found)) if found else math.nan
 
 
 def finite_part(series: Series) -> tuple[Series, dict[str, int]]:
     """The points that can be drawn, and how many of each panel cannot."""
-    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
+    finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
     left_out = {name: len(points) - len(finite[name]) for name, points in series.items()}
     return finite, {name: count for name, count in left_out.items() if count}
 
@@ -166,7 +186,7 @@ def _compare(paths: Sequence[Path], out: Path) -> None:
         for name, count in left_out.items():
             print(f"{label}: {count} of {len(series[name])} values of {name} are not finite and not drawn")
     if not any(points for series in runs.values() for points in series.values()):
-        raise UsageError(f"RUN: {', '.join(labels)}: nothing is recorded yet; ask again later.")
+        raise UsageError(f"RUN: {', '.join(labels)}: nothing to draw is recorded yet; ask again later.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(runs, out)

@@ -4,6 +4,7 @@ Under Muon also rho, the radial part of its gradients. Warnings are marked where
 are drawn thinned, each line with the extremes of every stretch, so that a picture takes the same time at any step.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def replace_figure(figure: Figure, file: Path, area: tuple[float, float, float, 
     """
     temporary = file.with_name(f"{file.name}.tmp.png")
     try:
-        figure.tight_layout(rect=area)
-        figure.savefig(temporary, dpi=100)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)  # Shown as boxes.
+            figure.tight_layout(rect=area)
+            figure.savefig(temporary, dpi=100)
         temporary.rename(file)
     except OSError:
         raise

@@ -72,7 +72,7 @@ class History:
                     self.rho.setdefault(group, Columns(("step", "abs_rho"))).add({**numbers, "step": record["step"]})
         elif event == "cutoff_raised" and is_number(record.get("from")) and is_number(record.get("to")):
             self.raises.append(record)
-        elif event == "warning":
+        elif event == "warning" and is_number(record.get("at")) and isinstance(record.get("rule"), str):
             self.warnings.append(record)
 
 

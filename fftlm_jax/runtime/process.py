@@ -19,7 +19,7 @@ from absl import logging
 
 from fftlm_jax.runtime.errors import RunError, UsageError
 from fftlm_jax.runtime.paths import local_path
-from fftlm_jax.runtime.streams import discard_output, prepare_streams, print_error
+from fftlm_jax.runtime.streams import discard_output, prepare_streams, print_error, print_line
 from fftlm_jax.runtime.untrusted import printable
 
 
@@ -38,6 +38,11 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process with one line."""
         self.exit(UsageError.exit_code, f"UsageError: {printable(message)} (see {self.prog} --help).\n")
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help; ends the process with one line where that cannot be written."""
+        if code := run_command(lambda: print_line(self.format_help(), file or sys.stdout, end="")):
+            self.exit(code)
 
     def add_run(self, what: str = "run directory") -> None:
         """Adds the argument RUN, which may also be given as --workdir."""
@@ -93,7 +98,8 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 def run_command(action: Callable[[], int | None]) -> int:
     """Runs `action`; returns its exit code (None is 0), or that of the `RunError` it raised, printed as one line.
 
-    Standard output that nobody reads any more is no error; one that cannot be written is.
+    Standard output that nobody reads any more is no error; one that cannot be written is. Ctrl-C ends the command
+    without a word, with exit code 130.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax narrates every read and save at INFO and WARNING.
     prepare_streams()
@@ -106,6 +112,8 @@ def run_command(action: Callable[[], int | None]) -> int:
     except RunError as error:
         print_error(f"{type(error).__name__}: {printable(str(error))}")
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # Whoever reads, such as `head`, has seen enough.
         discard_output()
         return 0

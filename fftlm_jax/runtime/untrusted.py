@@ -187,5 +187,17 @@ def read_json(file: Path, limit: int = LARGEST_JSON, *, nan: bool = False) -> An
     return parse_json(read_bounded(file, limit), nan=nan)
 
 
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Parses a JSON file that holds an object.
+
+    Raises:
+        OSError, ValueError: as `read_json`, and if it holds anything else.
+    """
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    return values
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"it says {name}, which is no JSON")

@@ -1,11 +1,15 @@
 """The curriculum on the host: plateau rule, ladder, controller, and the learning rate's answer."""
 
+import dataclasses
 import json
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fftlm_jax.curriculum import (
     Answer,
@@ -17,6 +21,7 @@ from fftlm_jax.curriculum import (
     adaptive_factor,
     answer_to_raise,
     curriculum_cutoff,
+    earliest_raises,
     improvement_bound,
     next_rung,
     relative_improvement,
@@ -320,6 +325,50 @@ def test_a_saved_state_never_lowers_the_cutoff():
     controller.cutoff = 512
     with pytest.raises(ValueError, match="never regresses"):
         controller.load_state_dict(make_controller().state_dict())
+
+
+def raises_step_by_step(rule, cutoff, steps):
+    """As a run makes them whose every check finds a plateau: slow, and plainly right."""
+    controller = Controller(dataclasses.replace(rule, threshold=math.inf), cutoff)
+    for step in range(steps):
+        if controller.upcoming_cutoff() is None:
+            break
+        controller.check(step)
+        controller.record(1.0)
+    return controller.raises
+
+
+RULES = st.builds(
+    Rule,
+    name=st.sampled_from(("plateau", "schedule", "none")),
+    ladder=st.sets(st.integers(1, 16), max_size=5).map(lambda rungs: (*sorted(rungs), 17)),
+    freq_bins=st.just(17),
+    check_every=st.integers(1, 12),
+    steps_per_epoch=st.integers(1, 12),
+    min_epoch=st.integers(0, 6),
+    window=st.integers(2, 10).map(lambda half: 2 * half),
+    threshold=st.sampled_from((-1.0, 0.0, 0.005)),
+    schedule=st.dictionaries(st.integers(0, 15), st.integers(1, 20), min_size=1, max_size=5).map(
+        lambda rows: (*sorted(rows.items()),)
+    ),
+    spike_steps=st.sampled_from((0, 3, 30)),
+    confidence=st.sampled_from((None, 0.5, 0.95)),
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=400)
+@given(RULES, st.integers(1, 17), st.integers(0, 150))
+def test_the_earliest_raises_are_those_found_step_by_step(rule, cutoff, steps):
+    assert earliest_raises(rule, cutoff, steps) == raises_step_by_step(rule, cutoff, steps)
+
+
+def test_the_earliest_raises_of_a_run_without_end_are_found_at_once():
+    """Step by step this would take as long as the suite may."""
+    rule = make_controller(check_every=1, steps_per_epoch=500, min_epoch=10**12).rule
+    found = earliest_raises(rule, 128, 10**15)
+    assert [(r.step, r.new) for r in found] == [(5 * 10**14, 256), (5 * 10**14 + 4, 512), (5 * 10**14 + 8, 513)]
+    rule = make_controller("schedule", schedule=((0, 128), (10**12, "full"))).rule
+    assert [(r.step, r.new) for r in earliest_raises(rule, 128, 10**15)] == [(2 * 10**13, 513)]
 
 
 def test_the_curriculum_imports_no_jax():

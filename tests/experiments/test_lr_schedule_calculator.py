@@ -1,6 +1,10 @@
 """The calculator of RAFT learning rates: the card's table, every option beside every other, refusals."""
 
+import errno
+import io
 import json
+import os
+import sys
 
 import pytest
 import yaml
@@ -63,6 +67,14 @@ def test_recommendations_follow_the_base_and_say_what_they_are():
     "options,message",
     (
         (["--cycles=0"], "--cycles: must be at least 1"),
+        (["--cycles=1000000000"], "at most 65536"),
+        (
+            ["--base-lr=1e308", "--compare", "--recommendations"],
+            "--base-lr: a learning rate lies above 0 and is at most",
+        ),
+        (["--base-lr=nan", "--schedule=manual", "--rates=1"], "--base-lr: a learning rate lies above 0"),
+        (["--schedule=manual", "--rates=1e308,1e308"], "--rates: a learning rate lies above 0"),
+        (["--min-lr=1e308"], "--min-lr: a learning rate lies above 0"),
         (["--base-lr=-1"], "above 0"),
         (["--decay=0"], "must lie in"),
         (["--decay=1.1"], "must lie in"),
@@ -74,4 +86,30 @@ def test_recommendations_follow_the_base_and_say_what_they_are():
 def test_refusals(options, message, capsys):
     with pytest.raises(SystemExit):
         main(options)
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert message in told.err and told.out == ""
+
+
+@pytest.mark.parametrize("base", (1e18, 5e-324))
+def test_rates_at_the_ends_of_what_is_taken_are_printed(capsys, base):
+    assert main([f"--base-lr={base}", "--compare", "--recommendations", "--cycles=4"]) == 0
+    printed = capsys.readouterr().out
+    assert scientific(base, 2) in printed and "inf" not in printed.lower().split() and "nan" not in printed
+
+
+def test_a_picture_that_cannot_be_written_is_named_although_no_name_was_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr_schedules.png").mkdir()
+    with pytest.raises(SystemExit):
+        main(["--visualize"])
+    assert "--output: lr_schedules.png cannot be written (" in capsys.readouterr().err
+
+
+def test_a_full_standard_output_is_not_taken_for_a_file(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["--yaml"]) == 1
+    assert "standard output cannot be written" in capsys.readouterr().err

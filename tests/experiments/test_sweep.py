@@ -1,6 +1,8 @@
 """Sweeps: which trials there are, that failures stay alone, that nothing is trained twice, and what the table says."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,8 +108,105 @@ def test_bad_options_are_said(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "option,message",
+    (("--config=none.py", "--config: none.py is no file"), ("--arm=", "has no name"), ("--arm=: x=1", "has no name")),
+)
+def test_what_no_trial_could_be_run_with_is_refused_before_anything_is_written(tmp_path, capsys, option, message):
+    with pytest.raises(SystemExit):
+        sweep.main(["--config=configs/tiny.py", f"--out={tmp_path / 'out'}", option])
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_trial_that_never_ran_is_said_to_be_so(tmp_path):
     assert outcome_of(Trial("a", (), 0), tmp_path).status == "not run"
+
+
+CONFIG = {"train": {"steps_per_epoch": 2, "epochs": 2}}
+EVALUATION = '{"kind": "eval", "step": 4, "bpb": 2.0}\n'
+
+
+def finished_trial(folder, **contents):
+    """The folder of a sweep with one finished trial, `a-seed0`; `contents` take the place of its files."""
+    files = {
+        "trial": json.dumps({"config": "c.py", "overrides": [], "seed": 0}),
+        "config": json.dumps(CONFIG),
+        "metrics": EVALUATION,
+        "manifest": "{}",
+        **contents,
+    }
+    places = {
+        "trial": "a-seed0.trial.json",
+        "config": "a-seed0/config.json",
+        "metrics": "a-seed0/metrics.jsonl",
+        "manifest": "a-seed0/checkpoints/4/manifest.json",
+    }
+    for name, place in places.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(files[name])
+    return folder
+
+
+JUNK = ("", '{"a', "[1]", "null", "{}", '{"train": 3}', "[" * 100_000)
+
+
+@pytest.mark.parametrize("file", ("trial", "config", "metrics"))
+@pytest.mark.parametrize("content", JUNK, ids=range(len(JUNK)))
+def test_a_file_of_a_trial_that_does_not_tell_is_named_and_nothing_is_run(tmp_path, capsys, monkeypatch, file, content):
+    folder = finished_trial(tmp_path, **{file: content})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(sweep, "Children", no_children)
+    (outcome,) = sweep.run_all("c.py", [Trial("a", (), 0)], folder)
+    assert outcome.status == "unreadable" and outcome.reason.count("\n") == 0
+    assert outcome.reason.startswith(str(folder / "a-seed0")) and f".json{'l' * (file == 'metrics')} " in outcome.reason
+    assert f"[1/1] a-seed0: unreadable {folder}" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def no_children(jobs):
+    """In the place of `Children`, whose processes nobody may start here."""
+    return contextlib.nullcontext(SimpleNamespace(running={}, has_room=True))
+
+
+def test_a_finished_trial_is_one_until_a_file_of_it_is_spoilt(tmp_path):
+    """So that the test above can fail; and the settings that a launch left half written are no obstacle."""
+    folder, trial = finished_trial(tmp_path), Trial("a", (), 0)
+    assert outcome_of(trial, folder, "c.py").status == "finished"
+    assert outcome_of(trial, folder, "d.py").status == "other settings"
+    (folder / "b-seed0.trial.json").write_text('{"config')
+    assert outcome_of(Trial("b", (), 0), folder, "c.py").status == "not run"
+
+
+@pytest.mark.parametrize("out", ("file", "file/below", "/proc/none"))
+@pytest.mark.parametrize("option", ((), ("--index=0",)))
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(tmp_path, capsys, out, option):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(["--config=configs/tiny.py", f"--out={tmp_path / out}", *option])
+    assert ended.value.code == 1
+    assert f"--out: {tmp_path / out} cannot be written (" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("out", ("typo", "."))
+def test_a_report_of_a_folder_without_the_sweep_is_refused_and_writes_nothing(tmp_path, capsys, out):
+    (tmp_path / "REPORT.md").write_text("precious")
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(["--config=configs/tiny.py", f"--out={tmp_path / out}", "--report"])
+    assert ended.value.code == 1 and "holds none of these trials" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["REPORT.md"]
+    assert (tmp_path / "REPORT.md").read_text() == "precious"
+
+
+def test_a_name_that_no_folder_can_have_is_refused_before_anything_is_written(tmp_path, capsys):
+    options = ["--config=configs/tiny.py", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        sweep.main([*options, f"--arm={'x' * 300}"])
+    assert "is too long for a folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    longest = trials_of([("x" * 224, ())], [], (0,))[0].name
+    (tmp_path / f"{longest}.trial.json.tmp").touch()
+    with pytest.raises(ValueError, match="is too long for a folder"):
+        trials_of([("x" * 225, ())], [], (0,))
 
 
 @pytest.mark.parametrize("arm", chunk_lm.ARMS)

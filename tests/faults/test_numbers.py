@@ -25,7 +25,7 @@ from fftlm_jax.raft.lr_yaml import from_yaml
 from fftlm_jax.recording import compare_runs
 from fftlm_jax.runtime.errors import ConfigError, UsageError
 from fftlm_jax.runtime.untrusted import shown_name
-from tests.faults.fuzzing import fuzz
+from tests.faults.fuzzing import JSON, fuzz
 from tests.raft.raft_run import raft_values
 from tests.tiny import tiny_values
 
@@ -422,6 +422,44 @@ def test_a_comparison_reads_a_log_however_it_was_written_down(tmp_path, way):
     (tmp_path / "log.txt").write_bytes(WAYS[way](text))
     found = {name: points for name, points in compare_runs.read_run(tmp_path / "log.txt").items() if points}
     assert found == {"val_loss": [(0, 5.0), (9, 4.0)], "lr": [(0, 1.0), (9, 0.5)], "rho": [(9, 0.375)]}
+
+
+HUGE = 10**400  # Which no float holds.
+
+
+@pytest.mark.parametrize(
+    "field,record",
+    (
+        *(("loss", {"kind": "train", "step": 3, "loss": loss}) for loss in ("3.0", [1.0], {}, True, HUGE, -HUGE)),
+        ("loss", {"kind": "train", "step": HUGE, "loss": 1.0}),
+        ("bpb", {"kind": "eval", "step": 3, "bpb": "2.0"}),
+        *(("rho", {"kind": "radial", "step": 3, "rho": rho}) for rho in ([1, 2], {"w": 3}, {"w": ["x"]}, "0.5", HUGE)),
+    ),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_value_of_another_kind_is_counted_and_not_drawn(tmp_path, capsys, field, record):
+    good = [{"kind": "train", "step": step, "loss": 2.0} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (*good, record)))
+    assert compare_runs.main([str(tmp_path), f"--out={tmp_path / 'a.png'}"]) == 0
+    count = 3 if field == "loss" else 1
+    assert f"{tmp_path.name}: 1 of {count} values of {field} are not finite and not drawn\n" in capsys.readouterr().out
+
+
+@fuzz
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(("loss", "lr", "bpb", "rho", "cutoff"), JSON))))
+def test_records_of_any_values_can_be_compared(values):
+    kinds = ("train", "eval", "radial")
+    records = [{"kind": kinds[i % 3], "step": i, **value} for i, value in enumerate(values)]
+    finite, left_out = compare_runs.finite_part(compare_runs.series_of_records(records))
+    assert all(isinstance(x, float) and math.isfinite(x) for points in finite.values() for p in points for x in p)
+    assert all(count > 0 for count in left_out.values())
+
+
+@pytest.mark.parametrize("line", ("step:1/9 val_loss:1.2.3", "step:1/9 val_loss:..", f"step:{'1' * 5000}/9 val_loss:4"))
+def test_a_number_of_a_log_that_is_none_is_counted_and_not_drawn(tmp_path, capsys, line):
+    (tmp_path / "log.txt").write_text(f"step:0/9 val_loss:5.0\n{line}\n")
+    assert compare_runs.main([str(tmp_path / "log.txt"), f"--out={tmp_path / 'a.png'}"]) == 0
+    assert "log.txt: 1 of 2 values of val_loss are not finite and not drawn\n" in capsys.readouterr().out
 
 
 def test_a_comparison_of_nothing_finite_is_refused(tmp_path, capsys):

@@ -9,7 +9,8 @@ from matplotlib import pyplot as plt
 from fftlm_jax.recording.compare_runs import draw, shown_label
 from fftlm_jax.recording.compare_runs import main as compare
 from fftlm_jax.recording.console import Console
-from fftlm_jax.recording.curves import replace_figure, set_title
+from fftlm_jax.recording.curves import draw_curves, replace_figure, set_title
+from fftlm_jax.recording.history import History
 from fftlm_jax.runtime.process import run_command
 
 NAMES = ("run_$JOB_$SEED", "$x", "größe", "new\udcff", "_under", "a\nb", "tab\there")
@@ -21,6 +22,15 @@ def test_any_name_of_a_run_can_stand_over_a_picture(tmp_path, name):
     set_title(figure, f"{name}: step 1/2")
     replace_figure(figure, tmp_path / "a.png")
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_no_font_has_is_drawn_without_a_warning(tmp_path):
+    figure, _ = plt.subplots()
+    set_title(figure, "漢字の実験")
+    replace_figure(figure, tmp_path / "a.png")
+    draw({"漢字": {"loss": [(1, 2.0), (2, 1.0)]}}, tmp_path / "b.png")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -42,6 +52,14 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path, capsys):
         replace_figure(figure, tmp_path / "curves.png")
     assert "WARNING: curves.png cannot be written (it cannot be drawn: " in capsys.readouterr().out
     assert not (tmp_path / "curves.png").exists() and plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("values", ({}, {"at": 1}, {"rule": "x"}, {"at": "1", "rule": "x"}, {"at": 1, "rule": [2]}))
+def test_a_warning_on_record_that_says_neither_what_nor_where_is_not_marked(tmp_path, values):
+    records = [{"kind": "train", "step": step, "loss": 2.0} for step in (1, 2)]
+    history = History([*records, {"kind": "event", "step": 2, "event": "warning", **values}])
+    draw_curves(history, tmp_path / "a.png", "a run")
+    assert history.warnings == [] and (tmp_path / "a.png").is_file()
 
 
 def test_a_backend_that_is_not_there_matters_to_no_command(monkeypatch):

@@ -16,10 +16,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fftlm_jax.checkpoints.saved_step import manifest_fault, step_numbers
+from fftlm_jax.cli import main as fftlm
 from fftlm_jax.recording.console import Console
 from fftlm_jax.runtime.errors import CheckpointError, Interrupted, InUseError, NonFiniteError, SaveError, UsageError
 from fftlm_jax.runtime.process import Interrupts, request_stop, run_command
-from fftlm_jax.runtime.streams import is_terminal, prepare_streams, print_error, print_line
+from fftlm_jax.runtime.streams import is_terminal, prepare_streams, print_error, print_line, read_bytes
 from fftlm_jax.runtime.untrusted import printable
 from fftlm_jax.training import run
 from tests.faults.fuzzing import fuzz
@@ -209,6 +210,12 @@ def test_exit_codes_of_commands(outcome):
         assert outcome(lambda: result) == (code, "")
 
 
+def test_ctrl_c_ends_a_command_without_a_word(outcome, monkeypatch):
+    assert outcome(fails(KeyboardInterrupt())) == (130, "")
+    monkeypatch.setattr("importlib.import_module", lambda name: fails(KeyboardInterrupt())())
+    assert fftlm(["doctor", "--help"]) == 130
+
+
 def test_a_reader_that_left_is_no_error_of_a_command_and_gets_nothing_more(outcome):
     """A pipe as `head` leaves it. The interpreter flushes the stream when it ends, which must not complain."""
     assert outcome(fails(broken_pipe())) == (0, "")
@@ -313,6 +320,64 @@ def test_prepared_streams_take_every_character_and_those_that_were_not_there_tak
     for stream in (sys.stdout, sys.stderr):
         print("🚀", file=stream, flush=True)
         assert stream.buffer.getvalue() == b"\\U0001f680\n"
+
+
+COMMAND_THAT_SAYS_MUCH = """
+import sys
+from fftlm_jax.runtime.process import run_command
+sys.exit(run_command(lambda: print("x" * 300_000, end="")))
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ("", "1"))
+def test_a_pipe_that_does_not_block_gets_all_that_is_said_however_slowly_it_is_read(unbuffered):
+    """Buffered, Python raises an error where such a pipe is full; unbuffered, it drops the rest and says nothing."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-c", COMMAND_THAT_SAYS_MUCH]
+    process = subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
+    os.close(write)
+    with open(read, "rb") as reader:
+        assert reader.read(1) == b"x", "from now on it writes faster than this process reads"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        said = reader.read()
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0 and len(said) == 299_999
+
+
+def test_input_that_does_not_block_is_waited_for():
+    """Otherwise Python reads nothing from it, and calls that None."""
+    child = "import sys; from fftlm_jax.runtime.streams import prepare_streams as p, read_bytes as r\np()\n"
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    command = [sys.executable, "-c", f"{child}print('ready', flush=True)\nprint(r(sys.stdin))"]
+    process = subprocess.Popen(command, stdin=read, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(read)
+    assert process.stdout.readline() == "ready\n"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    with contextlib.suppress(BrokenPipeError), open(write, "wb") as writer:
+        writer.write(b"late")
+    assert process.communicate(timeout=60)[0] == "b'late'\n"
+
+
+@pytest.mark.parametrize("line", (True, False))
+def test_input_is_read_from_files_and_from_what_stands_for_one(line):
+    first, rest = "é\n".encode(), "" if line else "x"
+    for stream in (io.TextIOWrapper(io.BytesIO("é\nx".encode())), io.StringIO("é\nx")):
+        assert read_bytes(stream, line=line) == first + rest.encode()
+    assert read_bytes(None, line=line) == read_bytes(closed(), line=line) == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
+@pytest.mark.parametrize("arguments", (["--help"], ["doctor", "--help"], ["train", "--help"]), ids=" ".join)
+def test_help_that_cannot_be_written_is_said_in_one_line(arguments):
+    command = [sys.executable, "-c", "import sys; from fftlm_jax.cli import main; sys.exit(main())", *arguments]
+    with open("/dev/full", "w") as full_disk:
+        done = subprocess.run(command, stdout=full_disk, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("UsageError: standard output cannot be written (No space left on device)")
 
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")

@@ -197,6 +197,16 @@ def test_what_the_output_cannot_encode_is_escaped_too(workdir, monkeypatch):
     assert out.buffer.getvalue().startswith(b"\\xe9")
 
 
+@pytest.mark.parametrize("option", ((), ("--raw",)))
+def test_streams_that_hold_text_only_are_read_and_written(workdir, generate, monkeypatch, option):
+    """As notebooks and tests put them in the place of files; raw bytes are shown there as all others are."""
+    shown = generate("--prompt=é", "--bytes=9")[1].decode()
+    for name, stream in (("stdin", io.StringIO("é")), ("stdout", io.StringIO())):
+        monkeypatch.setattr(sys, name, stream)
+    assert terminal.main([f"--workdir={workdir}", "--bytes=9", *option]) == 0
+    assert sys.stdout.getvalue().rstrip("\n") == shown.rstrip("\n")
+
+
 def test_interactive_goes_on_from_every_line_until_end_of_file(generate):
     options = ("--raw", "--bytes=12", "--temperature=0")
     code, out, _ = generate(*options, "--interactive", typed=b"abc\nde\n")
@@ -274,7 +284,8 @@ def test_every_rule_of_sampling_reaches_the_decoder(generate, told):
         ("a step not saved", ["--step=99"], "--step: '99' is not best, last or one of the saved steps ["),
         ("a step by no name", ["--step=newest"], "--step: 'newest' is not best, last"),
         ("no bytes", ["--bytes=0"], "--bytes: must be at least 1, not 0."),
-        ("no samples", ["--samples=0"], "--samples: must be at least 1, not 0."),
+        ("no samples", ["--samples=0"], "--samples: must be within 1 and 2**16, not 0."),
+        ("samples without end", ["--samples=65537"], "--samples: must be within 1 and 2**16, not 65537."),
         ("cold", ["--temperature=-1"], "--temperature: must be a number, at least 0, not -1.0."),
         ("no number", ["--temperature=nan"], "--temperature: must be a number, at least 0, not nan."),
         ("infinitely hot", ["--temperature=inf"], "--temperature: must be a number, at least 0, not inf."),

@@ -1,12 +1,18 @@
 """The doctor finds the documents' example logs for what they are, and reads runs."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fftlm_jax.doctor.evidence import HEALTHY, WARNING
+from fftlm_jax.doctor import rules_health
+from fftlm_jax.doctor.evidence import HEALTHY, WARNING, read_stream
 from fftlm_jax.doctor.examine import examine, main
 from fftlm_jax.doctor.text_log import read_text_log
+from fftlm_jax.recording.history import History
 from fftlm_jax.recording.metrics import read_samples, sample_entry
 from tests.tiny import tiny_values
 
@@ -126,6 +132,31 @@ def test_a_run_directory(tmp_path, capsys):
     assert output.splitlines()[-1].endswith("healthy signs")
 
 
+@pytest.mark.parametrize("lr", ("nan", "0", "-1", "inf", "1e-400", "1e400"))
+def test_a_peak_that_no_run_has_is_refused(tmp_path, capsys, lr):
+    (tmp_path / "log.txt").write_text("step 1/10 loss=2.0\n")
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "log.txt"), f"--lr={lr}"])
+    told = capsys.readouterr()
+    assert ended.value.code == 1 and told.out == "" and "--lr: a peak learning rate is a finite number" in told.err
+
+
+FAR = (
+    "Epoch 999999999 avg_loss=2.86 cutoff=1/0",
+    "Epoch 999999999/999999999 avg_loss=2.86 cutoff=999999999/999999999",
+    "step 999999999/999999999 loss=2.0 lr=1e-4 cutoff=1",
+)
+
+
+@pytest.mark.parametrize("line", FAR)
+@pytest.mark.parametrize("is_first", (True, False))
+def test_a_line_far_away_takes_no_longer_than_any_other(tmp_path, capsys, line, is_first):
+    """What takes a step for each between would still be at it when the suite's patience ends."""
+    lines = [f"step {10 * i}/1000 loss=3.{i} lr=2.0e-4 cutoff=256" for i in range(1, 10)]
+    (tmp_path / "log.txt").write_text("\n".join([line, *lines] if is_first else [*lines, line]))
+    assert main([str(tmp_path / "log.txt")]) == 0 and "healthy signs" in capsys.readouterr().out
+
+
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "young", [{"kind": "event", "step": 0, "event": "compiled"}])
@@ -144,3 +175,19 @@ def test_samples_come_back_as_they_were_written(tmp_path):
     (tmp_path / "samples.txt").write_text("".join(sample_entry(i, 8, 2.5, text) for i, text in enumerate(texts)))
     assert read_samples(tmp_path / "samples.txt") == list(enumerate(texts))
     assert read_samples(tmp_path / "missing.txt") == []
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 150), st.integers(1, 400)), min_size=1, max_size=6), st.integers(1, 120))
+def test_the_spans_of_an_epoch_are_those_found_one_after_the_other(blocks, steps_per_epoch):
+    """Blocks of steps in a row, with a gap before each."""
+    gaps = [1] * 300 + [step for length, gap in blocks for step in (gap, *[1] * length)]
+    steps = np.cumsum(gaps).astype(float)
+    stream = read_stream(History({"kind": "train", "step": s, "loss": 1.0, "grad_norm": s} for s in steps))
+    facts = SimpleNamespace(curriculum=SimpleNamespace(steps_per_epoch=steps_per_epoch))
+    length, found = max(steps_per_epoch, rules_health._FEWEST_STEPS), []
+    for begin in range(rules_health._START, int(steps[-1]) - length + 1, length):
+        norms = steps[(steps > begin) & (steps <= begin + length)]
+        if len(norms) >= rules_health._FEWEST_STEPS:
+            found.append((begin, norms.tolist()))
+    assert found and [(begin, norms.tolist()) for begin, norms in rules_health._spans(stream, facts)] == found
