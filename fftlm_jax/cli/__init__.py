@@ -41,7 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         close = nearest(name, COMMANDS)
         print(f"UsageError: fftlm has no command {printable(name)!r}{close}; see fftlm --help.", file=sys.stderr)
         return UsageError.exit_code
-    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+    except (OSError, ValueError) as error:  # Of libraries, whose environment variables or folders cannot be used.
+        print(f"UsageError: fftlm {name} cannot be loaded: {printable(str(error))}.", file=sys.stderr)
+        return UsageError.exit_code
     if name == "train":
         return module.run_as_program([f"fftlm {name}", *rest])
     return module.main(rest)

@@ -34,7 +34,8 @@ def run_as_program(argv: list[str] | None = None) -> int:
     process.keep_freed_blocks(os.environ)
     process.set_cpu_defaults(os.environ)
     try:
-        app.run(main, flags_parser=parse_flags)  # Always ends by SystemExit.
+        with process.warnings_shown():
+            app.run(main, flags_parser=parse_flags)  # Always ends by SystemExit.
     except KeyboardInterrupt:
         return 130
     except SystemExit as ended:
@@ -61,6 +62,10 @@ def _train(arguments: list[str]) -> None:
     name = Path(flags.FLAGS["config"].config_filename.split(":")[0]).stem
     workdir = f"runs/{name}" if _WORKDIR.value is None else local_path(_WORKDIR.value, "--workdir")
     config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:  # Of a variable that jax reads.
+        raise UsageError(f"jax cannot be loaded: {error}; correct or unset the environment variable.") from None
     compile_cache.use(config.compile_cache, os.environ)
     if config.task == "raft":
         from fftlm_jax.raft.run_cycles import dry_run, run

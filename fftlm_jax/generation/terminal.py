@@ -25,6 +25,7 @@ from fftlm_jax.generation.text import TerminalText, argument_bytes, until_stoppe
 from fftlm_jax.model import build
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
+from fftlm_jax.runtime.streams import is_terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,11 +169,9 @@ def _converse(args: argparse.Namespace, writer: Writer) -> None:
     """Goes on from every line typed, each after all that was typed and written before, until end of file."""
     text = _prompt(args) if args.prompt is not None or args.prompt_file else b""
     for turn in itertools.count():
-        if sys.stdin is None:  # It was closed before the start: nobody can type.
-            return
-        if sys.stdin.isatty():
+        if is_terminal(sys.stdin):
             print("> ", end="", flush=True)
-        line = sys.stdin.buffer.readline()
+        line = _from_stdin("readline")
         if not line:
             return
         text += line
@@ -189,7 +188,22 @@ def _prompt(args: argparse.Namespace) -> bytes:
             raise UsageError(
                 f"--prompt_file: {args.prompt_file} cannot be read ({error.strerror}); name a file."
             ) from None
-    return b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    return b"" if is_terminal(sys.stdin) else _from_stdin("read")
+
+
+def _from_stdin(method: str) -> bytes:
+    """What `read` or `readline` of standard input gives; nothing where that was closed before the start.
+
+    Raises:
+        UsageError: if it cannot be read; `nohup` on a terminal leaves it so.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        return b""
+    try:
+        return getattr(sys.stdin.buffer, method)()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"standard input cannot be read ({reason}); pass --prompt or --prompt_file.") from None
 
 
 def _checked(args: argparse.Namespace) -> SamplingConfig:

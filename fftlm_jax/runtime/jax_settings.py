@@ -1,5 +1,6 @@
 """Settings of JAX that the surrounding program or environment makes, as far as they change what a run computes."""
 
+import os
 from typing import Any
 
 import jax
@@ -36,6 +37,24 @@ def require_supported_settings() -> None:
                 f"{name.upper()}: is {found!r}, and runs work with {required!r} alone; unset the environment variable "
                 f"or call jax.config.update({name!r}, {required!r})."
             )
+
+
+def require_devices() -> None:
+    """Refuses platforms that this machine lacks. Several processes must have joined before, since it starts devices.
+
+    Raises:
+        UsageError: naming the environment variable.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # Of several kinds; where jax lacks a plugin, an assertion fails and says nothing.
+        settings = {"JAX_PLATFORMS": jax.config.jax_platforms, "JAX_PLATFORM_NAME": os.environ.get("JAX_PLATFORM_NAME")}
+        asked = " ".join(f"{name}={value}" for name, value in settings.items() if value)
+        reason = str(error).partition(" (set ")[0].rstrip(".") or "no plugin of jax provides it"
+        raise UsageError(
+            f"{asked or 'JAX_PLATFORMS'}: jax finds no such device ({reason}); unset the environment variable, or name "
+            "a platform that this machine has, such as cpu."
+        ) from None
 
 
 def recorded_settings() -> dict[str, Any]:

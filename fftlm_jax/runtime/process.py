@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -87,6 +88,15 @@ def import_from_here() -> None:
             sys.path.insert(0, os.getcwd())
 
 
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Context manager: no warning ends a command. Under `PYTHONWARNINGS=error`, those of libraries would."""
+    with warnings.catch_warnings():
+        if any(action == "error" for action, *_ in warnings.filters):
+            warnings.simplefilter("default")
+        yield
+
+
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
@@ -99,7 +109,8 @@ def run_command(action: Callable[[], int | None]) -> int:
     prepare_streams()
     os.environ["MPLBACKEND"] = "Agg"  # Commands open no window, whatever the environment asks for, or names and lacks.
     try:
-        code = action()
+        with warnings_shown():
+            code = action()
         if not getattr(sys.stdout, "closed", False):
             sys.stdout.flush()
         return code or 0
