@@ -7,6 +7,7 @@ import errno
 import importlib
 import importlib.metadata
 import os
+import re
 import signal
 import sys
 import threading
@@ -151,6 +152,21 @@ def stop_requested() -> int | None:
     return next((interrupts.requested for interrupts in _active if interrupts.requested), None)
 
 
+def _is_taken(number: int) -> bool:
+    """Whether a signal is ignored, or handled by the program around this one.
+
+    Python does not know of handlers of native code, such as `faulthandler.register` sets; Linux tells.
+    """
+    if signal.getsignal(number) != signal.SIG_DFL:
+        return True
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    caught = re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 class Interrupts:
     """Context manager for signals that end a process: the first asks the loop to finish its step, save and leave.
 
@@ -166,8 +182,10 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():  # Elsewhere Python refuses to set handlers.
             for name in (*_ALWAYS, *_UNLESS_TAKEN):
                 number = getattr(signal, name, None)  # Windows has few of them.
-                if number and (name in _ALWAYS or signal.getsignal(number) == signal.SIG_DFL):
-                    self._previous[number] = signal.signal(number, self._request)
+                if number and (name in _ALWAYS or not _is_taken(number)):
+                    previous = signal.signal(number, self._request)
+                    # None is a handler of native code, which Python cannot put back.
+                    self._previous[number] = signal.SIG_DFL if previous is None else previous
         _active.append(self)
         return self
 
