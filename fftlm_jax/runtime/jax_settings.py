@@ -14,12 +14,18 @@ _REQUIRED = {
     "jax_debug_infs": False,
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
+    # Arrays of the host, such as batches and seeds, are handed to JAX as they are.
+    "jax_transfer_guard": "allow",
+    "jax_transfer_guard_host_to_device": "allow",
+    "jax_transfer_guard_device_to_host": "allow",
+    "jax_transfer_guard_device_to_device": "allow",
 }
-_HARMLESS = ("warn",)
+_HARMLESS = ("warn", "log", "log_explicit", None)
 # Those that are recorded, since other values give other numbers.
 _RECORDED = {
     "matmul_precision": "jax_default_matmul_precision",
     "threefry_partitionable": "jax_threefry_partitionable",
+    "random_seed_offset": "jax_random_seed_offset",
 }
 
 
@@ -63,7 +69,7 @@ def recorded_settings() -> dict[str, Any]:
 
 
 def random_key(seed: int) -> jax.Array:
-    """The key of a seed, of one implementation whatever JAX's default is.
+    """The key of a seed (plus `jax_random_seed_offset`), of one implementation whatever JAX's default is.
 
     Of others, such as `rbg`, the numbers of a row depend on the rows beside it.
     """

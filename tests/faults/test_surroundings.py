@@ -24,7 +24,7 @@ from fftlm_jax.raft import run_cycles
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime import faults
 from fftlm_jax.runtime.errors import UsageError
-from fftlm_jax.runtime.jax_settings import require_devices
+from fftlm_jax.runtime.jax_settings import recorded_settings, require_devices
 from fftlm_jax.runtime.process import run_command
 from fftlm_jax.spectral import (
     CONVOLUTION_METHODS,
@@ -65,6 +65,10 @@ REFUSED = {
     "jax_debug_infs": True,
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",
+    "jax_transfer_guard": "disallow",
+    "jax_transfer_guard_host_to_device": "disallow",
+    "jax_transfer_guard_device_to_host": "disallow_explicit",
+    "jax_transfer_guard_device_to_device": "disallow",
 }
 WORK = {
     "training": lambda workdir, reference: run(short_values(), workdir),
@@ -88,7 +92,7 @@ def refused_by_name(name, folder, reference):
 @pytest.mark.parametrize("name,value", REFUSED.items())
 def test_a_setting_that_no_run_works_under_is_refused_by_name(set_in_jax, reference, tmp_path, capsys, name, value):
     usual = getattr(jax.config, name)
-    usual = getattr(usual, "value", usual)  # Some are enumerations.
+    usual = getattr(usual, "value", usual) if usual is not None else "allow"  # Some are enumerations.
     set_in_jax(name, value)
     refused_by_name(name, tmp_path, reference)
     assert main_here("--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}") == 1
@@ -105,6 +109,8 @@ CONTEXTS = {
     "jax_debug_infs": lambda: jax.debug_infs(True),
     "jax_numpy_dtype_promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "jax_numpy_rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "jax_transfer_guard": lambda: jax.transfer_guard("disallow"),
+    "jax_transfer_guard_host_to_device": lambda: jax.transfer_guard_host_to_device("disallow"),
 }
 
 
@@ -209,6 +215,14 @@ def test_a_run_that_goes_on_under_another_setting_says_so_and_records_it(set_in_
         (5, "threefry_partitionable", usual, not usual)
     ]
     assert told.count("environment changed") == 1
+
+
+def test_every_setting_that_changes_the_numbers_of_a_seed_is_recorded(set_in_jax):
+    config, before = tiny().model, recorded_settings()
+    params = init_params(config, 5)
+    set_in_jax("jax_random_seed_offset", 3)
+    assert not same(init_params(config, 5), params) and same(init_params(config, 2), params)
+    assert recorded_settings() == {**before, "random_seed_offset": 3} != before
 
 
 def test_what_an_earlier_version_did_not_record_has_not_changed(reference, tmp_path, capsys):
