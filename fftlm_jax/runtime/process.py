@@ -98,6 +98,23 @@ def warnings_shown() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def orbax_quiet() -> Iterator[None]:
+    """Context manager: orbax, which narrates every read and save, prints nothing; its errors are raised as well."""
+    logging.set_verbosity(logging.FATAL)
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # Of writes under way when another one failed.
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
@@ -106,11 +123,10 @@ def run_command(action: Callable[[], int | None]) -> int:
 
     Standard output that nobody reads any more is no error; one that cannot be written is.
     """
-    logging.set_verbosity(logging.ERROR)  # Orbax narrates every read and save at INFO and WARNING.
     prepare_streams()
     os.environ["MPLBACKEND"] = "Agg"  # Commands open no window, whatever the environment asks for, or names and lacks.
     try:
-        with warnings_shown():
+        with warnings_shown(), orbax_quiet():
             code = action()
         if not getattr(sys.stdout, "closed", False):
             sys.stdout.flush()
