@@ -20,6 +20,7 @@ from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 
 _SCHEDULES = ("constant", "exponential", "step", "wsd", "manual")
 _SUFFIXES = (".png", ".yaml", ".json")
+_PICTURE = Path("lr_schedules")  # Where no output is named.
 
 
 # The card's decay factors and what it says of each; 1 is the constant baseline.
@@ -192,13 +193,13 @@ def _run(parser: CommandParser, args: argparse.Namespace) -> None:
         if args.json:
             _give(as_json(schedules, args.cycles), ".json", args.output)
         if args.visualize:
-            picture = _named(args.output or Path("lr_schedules"), ".png")
+            picture = _named(args.output or _PICTURE, ".png")
             visualize(schedules, args.cycles, picture)
             print(f"see {picture}")
     except BrokenPipeError:
         raise  # Whoever reads has seen enough.
     except OSError as error:
-        parser.error(f"--output: {args.output} cannot be written ({error.strerror or error})")
+        parser.error(f"--output: {args.output or _PICTURE} cannot be written ({error.strerror or error})")
 
 
 def _give(text: str, suffix: str, output: Path | None) -> None:

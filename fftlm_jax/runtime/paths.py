@@ -20,7 +20,8 @@ def local_path(text: str | os.PathLike[str], setting: str) -> Path:
         setting: the option or config key that holds it, for messages.
 
     Raises:
-        UsageError: for a URL, an empty path, a null character, a name that is too long, or a home that nobody has.
+        UsageError: for a URL, an empty path, a null character, a name that is too long, a home that nobody has, or a
+            relative path in a folder that was deleted.
     """
     path = os.fspath(text)
     if not path:
@@ -37,4 +38,12 @@ def local_path(text: str | os.PathLike[str], setting: str) -> Path:
     long = next((part for part in Path(expanded).parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
     if long is not None:
         raise UsageError(f"{setting}: {shown(long)} is longer than the {_LONGEST_NAME} bytes of a name; name a path.")
+    if not os.path.isabs(expanded):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise UsageError(
+                f"{setting}: {shown(path)} is relative to a working folder that was deleted; change to another folder, "
+                "or write the path in full."
+            ) from None
     return Path(expanded)

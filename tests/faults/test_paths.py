@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 import jax
@@ -120,6 +121,19 @@ def test_a_name_that_no_file_can_have_is_refused(name):
 def test_a_null_character_or_nothing_is_refused(before, after):
     assert "holds a null character" in refusal(f"{before}\0{after}")
     assert refusal("", "--out") == "--out: is empty; name a path."
+
+
+@fuzz
+@given(ORDINARY.filter(lambda text: not text.startswith("/")))
+@example("run")
+def test_a_relative_path_in_a_working_folder_that_was_deleted_is_refused(text):
+    with tempfile.TemporaryDirectory() as around, pytest.MonkeyPatch.context() as patch:
+        gone = Path(around, "gone")
+        gone.mkdir()
+        patch.chdir(gone)
+        gone.rmdir()
+        assert "is relative to a working folder that was deleted" in refusal(text)
+        assert local_path(f"/{text}", "--workdir") == Path(f"/{text}")
 
 
 @pytest.fixture(scope="module")
