@@ -31,7 +31,7 @@ from fftlm_jax.model import build
 from fftlm_jax.model.language_model import Params, evaluation_low_pass
 from fftlm_jax.model.parameters import by_name
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError, UsageError
-from fftlm_jax.runtime.jax_settings import require_supported_settings
+from fftlm_jax.runtime.jax_settings import require_devices, require_supported_settings
 from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import read_json, require_contained, shown
 from fftlm_jax.spectral import LowPass
@@ -59,6 +59,7 @@ def load(workdir: str | Path, which: str, *, averaged: bool = False) -> SavedRun
         RunError: if there is no such run or step, or it is damaged.
     """
     require_supported_settings()
+    require_devices()
     directory, config = open_config(workdir, "--workdir: ")
     step = choose_step(directory.checkpoints, which)
     folder = directory.checkpoints / str(step)

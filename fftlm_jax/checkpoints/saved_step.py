@@ -7,6 +7,7 @@ Files may come from elsewhere: what they declare is compared with what is wanted
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -214,5 +215,9 @@ def _require_fit(directory: Path, declared: Any, wanted: Any) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; its name where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error says first, without what tensorstore attaches in brackets; its name where it says nothing."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return _ATTACHED.split(line)[0]
+
+
+_ATTACHED = re.compile(r" \[\w+='")

@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[name][0])
     except KeyboardInterrupt:  # It takes seconds.
         return 130
+    except (OSError, ValueError) as error:  # Of libraries, whose environment variables or folders cannot be used.
+        print_error(f"UsageError: fftlm {name} cannot be loaded: {printable(str(error))}.")
+        return UsageError.exit_code
     if name == "train":
         return module.run_as_program([f"fftlm {name}", *rest])
     return module.main(rest)

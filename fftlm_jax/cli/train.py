@@ -45,7 +45,8 @@ def run_as_program(argv: list[str] | None = None) -> int:
     process.keep_freed_blocks(os.environ)
     process.set_cpu_defaults(os.environ)
     try:
-        app.run(main, flags_parser=parse_flags)  # Always ends by SystemExit.
+        with process.warnings_shown():
+            app.run(main, flags_parser=parse_flags)  # Always ends by SystemExit.
     except KeyboardInterrupt:
         return 130
     except SystemExit as ended:
@@ -82,6 +83,10 @@ def _train(arguments: list[str]) -> int | None:
     if _ADVISE.value or _OUT.value is not None:
         raise UsageError("--advise and --out belong to a plan; add --dry_run --target=MACHINE.")
     config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:  # Of a variable that jax reads.
+        raise UsageError(f"jax cannot be loaded: {error}; correct or unset the environment variable.") from None
     compile_cache.use(config.compile_cache, os.environ)
     if config.task == "raft":
         from fftlm_jax.raft.run_cycles import dry_run, run

@@ -168,7 +168,7 @@ def _converse(args: argparse.Namespace, writer: Writer) -> None:
     for turn in itertools.count():
         if is_terminal(sys.stdin):
             print("> ", end="", flush=True)
-        line = read_bytes(sys.stdin, line=True)
+        line = _from_stdin(line=True)
         if not line:
             return
         text += line
@@ -185,7 +185,20 @@ def _prompt(args: argparse.Namespace) -> bytes:
             raise UsageError(
                 f"--prompt_file: {args.prompt_file} cannot be read ({error.strerror}); name a file."
             ) from None
-    return b"" if is_terminal(sys.stdin) else read_bytes(sys.stdin)
+    return b"" if is_terminal(sys.stdin) else _from_stdin()
+
+
+def _from_stdin(*, line: bool = False) -> bytes:
+    """All of standard input, or its next line; nothing where that was closed before the start.
+
+    Raises:
+        UsageError: if it cannot be read; `nohup` on a terminal leaves it so.
+    """
+    try:
+        return read_bytes(sys.stdin, line=line)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"standard input cannot be read ({reason}); pass --prompt or --prompt_file.") from None
 
 
 def _checked(args: argparse.Namespace) -> SamplingConfig:

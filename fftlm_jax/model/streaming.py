@@ -95,7 +95,7 @@ class Stream:
         self._block = block
         self._prepared = [b.mixer.at_width(k, block) for b, k in zip(self._blocks, weights.kernels, strict=True)]
         for layer in self._blocks if _by_columns() else ():
-            for _, module in layer.iter_modules():
+            for _, module in nnx.iter_modules(layer):
                 if isinstance(module, nnx.Linear):
                     module.dot_general = column_product
 

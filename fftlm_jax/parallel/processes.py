@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from fftlm_jax.parallel.sharding import replicated, rows
 from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.jax_settings import require_devices
 
 _BARRIERS = itertools.count()  # A barrier's name may be used once; all processes come to all of them in one order.
 _PATIENCE_MS = 3_600_000  # Of waiting for a slow process; one that died is known after `heartbeat` seconds.
@@ -30,7 +31,7 @@ def join_processes(coordinator: str, processes: int, process_id: int, heartbeat:
         heartbeat: seconds of silence after which a process counts as dead.
 
     Raises:
-        UsageError: if they do not find each other.
+        UsageError: if they do not find each other, or jax finds no device.
     """
     if not coordinator or jax.distributed.is_initialized():
         return
@@ -43,6 +44,7 @@ def join_processes(coordinator: str, processes: int, process_id: int, heartbeat:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **named)
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"config.distributed.coordinator: {coordinator}: {str(error).splitlines()[0]}") from error
+    require_devices()
 
 
 def is_first_process() -> bool:

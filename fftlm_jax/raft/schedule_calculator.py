@@ -22,6 +22,7 @@ _SCHEDULES = ("constant", "exponential", "step", "wsd", "manual")
 _MOST_CYCLES = 2**16  # As of `raft.cycles`.
 _LARGEST_RATE = 1e18  # Far beyond any that trains; sums and multiples of it are numbers still.
 _SUFFIXES = (".png", ".yaml", ".json")
+_PICTURE = Path("lr_schedules")  # Where no output is named.
 
 
 # The card's decay factors and what it says of each; 1 is the constant baseline.

@@ -7,10 +7,12 @@ import errno
 import importlib
 import importlib.metadata
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -92,6 +94,32 @@ def import_from_here() -> None:
             sys.path.insert(0, os.getcwd())
 
 
+@contextlib.contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Context manager: no warning ends a command. Under `PYTHONWARNINGS=error`, those of libraries would."""
+    with warnings.catch_warnings():
+        if any(action == "error" for action, *_ in warnings.filters):
+            warnings.simplefilter("default")
+        yield
+
+
+@contextlib.contextmanager
+def orbax_quiet() -> Iterator[None]:
+    """Context manager: orbax, which narrates every read and save, prints nothing; its errors are raised as well."""
+    logging.set_verbosity(logging.FATAL)
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # Of writes under way when another one failed.
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
@@ -101,11 +129,11 @@ def run_command(action: Callable[[], int | None]) -> int:
     Standard output that nobody reads any more is no error; one that cannot be written is. Ctrl-C ends the command
     without a word, with exit code 130.
     """
-    logging.set_verbosity(logging.ERROR)  # Orbax narrates every read and save at INFO and WARNING.
     prepare_streams()
     os.environ["MPLBACKEND"] = "Agg"  # Commands open no window, whatever the environment asks for, or names and lacks.
     try:
-        code = action()
+        with warnings_shown(), orbax_quiet():
+            code = action()
         if not getattr(sys.stdout, "closed", False):
             sys.stdout.flush()
         return code or 0
@@ -148,6 +176,21 @@ def stop_requested() -> int | None:
     return next((interrupts.requested for interrupts in _active if interrupts.requested), None)
 
 
+def _is_taken(number: int) -> bool:
+    """Whether a signal is ignored, or handled by the program around this one.
+
+    Python does not know of handlers of native code, such as `faulthandler.register` sets; Linux tells.
+    """
+    if signal.getsignal(number) != signal.SIG_DFL:
+        return True
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    caught = re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 class Interrupts:
     """Context manager for signals that end a process: the first asks the loop to finish its step, save and leave.
 
@@ -163,8 +206,10 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():  # Elsewhere Python refuses to set handlers.
             for name in (*_ALWAYS, *_UNLESS_TAKEN):
                 number = getattr(signal, name, None)  # Windows has few of them.
-                if number and (name in _ALWAYS or signal.getsignal(number) == signal.SIG_DFL):
-                    self._previous[number] = signal.signal(number, self._request)
+                if number and (name in _ALWAYS or not _is_taken(number)):
+                    previous = signal.signal(number, self._request)
+                    # None is a handler of native code, which Python cannot put back.
+                    self._previous[number] = signal.SIG_DFL if previous is None else previous
         _active.append(self)
         return self
 

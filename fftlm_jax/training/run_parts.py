@@ -33,7 +33,7 @@ from fftlm_jax.model import build, init_params
 from fftlm_jax.model.language_model import low_pass_at, masks_parameters
 from fftlm_jax.parallel import distribute, make_mesh, state_shardings, within
 from fftlm_jax.runtime.errors import CheckpointError
-from fftlm_jax.runtime.jax_settings import require_supported_settings
+from fftlm_jax.runtime.jax_settings import require_devices, require_supported_settings
 from fftlm_jax.spectral import mask_spectrum
 from fftlm_jax.training.batches import StepWindows, windows_sharding
 from fftlm_jax.training.compiler import StepCompiler, StepVariant
@@ -43,7 +43,7 @@ from fftlm_jax.training.step import events, make_train_step, new_state
 
 
 def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None = None) -> Config:
-    """Validates a config, and the settings of JAX that it would run under.
+    """Validates a config, and the settings of JAX and devices that it would run under.
 
     With `init.checkpoint`, the architecture is that of the run it names.
 
@@ -60,6 +60,8 @@ def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None 
     """
     require_supported_settings()
     config = read_config(values)
+    if not config.distributed.coordinator:
+        require_devices()
     if not config.init.checkpoint:
         return config
     merged = to_dict(config)

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import socket
+import sys
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -20,6 +21,7 @@ from fftlm_jax.recording.console import AppendedFile
 from fftlm_jax.recording.metrics import MetricsLog, read_metrics
 from fftlm_jax.runtime import faults
 from fftlm_jax.runtime.errors import InUseError, NonFiniteError, SaveError
+from fftlm_jax.runtime.process import run_command
 from fftlm_jax.training import run
 from tests.faults.full_disk import FullDisk
 from tests.faults.runs import assert_equal_runs, records_of, short_values
@@ -108,6 +110,45 @@ def test_an_error_of_a_save_surfaces_in_that_save(tmp_path, place):
     assert [p.name for p in checkpoints.directory.iterdir()] == ["1"]
     checkpoints.save(2, ARRAYS, HOST)
     assert step_numbers(checkpoints.directory) == [1, 2]
+
+
+def test_a_save_that_meets_a_limit_of_the_system_says_so_in_one_line(tmp_path, capfd, monkeypatch):
+    """Orbax would print the traceback of every write that fails, and of those that end after it."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest has one of its own.
+    noise = np.random.default_rng(0)
+    arrays = {f"weights{n}": noise.random(20_000) for n in range(8)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, ARRAYS, HOST)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capfd.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        code = run_command(lambda: checkpoints.save(2, arrays, HOST))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    out, err = capfd.readouterr()
+    assert (code, out) == (6, "") and err.count("\n") == 1
+    assert err.startswith("SaveError: ") and "step 2 could not be saved (" in err and err.endswith("File too large).\n")
+    assert step_numbers(checkpoints.directory) == [1] and manifest_fault(checkpoints.directory / "1") is None
+    checkpoints.save(2, arrays, HOST)
+    assert manifest_fault(checkpoints.directory / "2") is None
+
+
+class FailsWhenDropped:
+    def __init__(self, message):
+        self.message = message
+
+    def __del__(self):
+        raise RuntimeError(self.message)
+
+
+def test_a_command_is_silent_about_writes_that_nobody_waits_for_and_about_nothing_else(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    assert run_command(lambda: FailsWhenDropped("Event loop is closed") and None) == 0
+    assert capfd.readouterr() == ("", "")
+    assert run_command(lambda: FailsWhenDropped("another error") and None) == 0
+    assert "RuntimeError: another error" in capfd.readouterr().err
+    assert sys.unraisablehook is sys.__unraisablehook__
 
 
 @pytest.mark.parametrize("value", (np.nan, np.inf))

@@ -134,6 +134,19 @@ def test_a_null_character_or_nothing_is_refused(before, after):
     assert refusal("", "--out") == "--out: is empty; name a path."
 
 
+@fuzz
+@given(ORDINARY.filter(lambda text: not text.startswith("/")))
+@example("run")
+def test_a_relative_path_in_a_working_folder_that_was_deleted_is_refused(text):
+    with tempfile.TemporaryDirectory() as around, pytest.MonkeyPatch.context() as patch:
+        gone = Path(around, "gone")
+        gone.mkdir()
+        patch.chdir(gone)
+        gone.rmdir()
+        assert "is relative to the current folder, which was deleted" in refusal(text)
+        assert local_path(f"/{text}", "--workdir") == Path(f"/{text}")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A home folder with a run, logs and texts."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import faulthandler
 import io
 import os
 import re
@@ -435,6 +436,38 @@ def test_a_signal_that_is_ignored_stays_ignored(name):
             os.kill(os.getpid(), number)
             assert interrupts.requested is None
         assert signal.getsignal(number) == signal.SIG_IGN
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of handlers that are not Python's")
+@pytest.mark.parametrize("name", SIGNALS[2:])
+def test_a_signal_for_which_native_code_has_a_handler_stays_its(tmp_path, name):
+    number = getattr(signal, name)
+    with (tmp_path / "stacks").open("w") as stacks:
+        faulthandler.register(number, stacks, all_threads=False)
+        try:
+            with Interrupts() as interrupts:
+                os.kill(os.getpid(), number)
+            assert interrupts.requested is None
+            os.kill(os.getpid(), number)
+        finally:
+            faulthandler.unregister(number)
+    assert (tmp_path / "stacks").read_text().count("(most recent call first)") == 2
+
+
+def test_a_handler_that_python_cannot_put_back_ends_no_run(monkeypatch):
+    """A program in C that embeds Python may handle SIGTERM by itself."""
+    set_handler = signal.signal
+
+    def unknown_before(number, handler):
+        previous = set_handler(number, handler)
+        return None if number == signal.SIGTERM else previous
+
+    with handled(signal.SIGTERM, signal.SIG_DFL):
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "signal", unknown_before)
+            with Interrupts():
+                pass
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_run_in_another_thread_takes_no_signals_and_hears_of_a_reader_that_left():

@@ -1,12 +1,14 @@
-"""What the program around a run sets in JAX, and `python -OO`: a run is the same to the last bit, or refused by name.
+"""What the program around a run sets in JAX, its environment and folders, and `python -OO`.
 
-Settings are made as a program makes them, which is also what their environment variables do.
+A run is the same to the last bit, or refused by name. Settings are made as a program makes them, which is also what
+their environment variables do.
 """
 
 import os
 import re
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ from fftlm_jax.raft import run_cycles
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime import faults
 from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.jax_settings import recorded_settings, require_devices
+from fftlm_jax.runtime.process import run_command
 from fftlm_jax.spectral import (
     CONVOLUTION_METHODS,
     LOW_PASS_METHODS,
@@ -38,7 +42,7 @@ from fftlm_jax.spectral import (
 from fftlm_jax.training import run
 from tests.faults.runs import assert_equal_runs, short_values
 from tests.raft.raft_run import raft_values
-from tests.tiny import ROOT, hash_of, main_here, tiny
+from tests.tiny import ROOT, hash_of, main_here, run_main, tiny
 
 
 @pytest.fixture
@@ -61,6 +65,10 @@ REFUSED = {
     "jax_debug_infs": True,
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",
+    "jax_transfer_guard": "disallow",
+    "jax_transfer_guard_host_to_device": "disallow",
+    "jax_transfer_guard_device_to_host": "disallow_explicit",
+    "jax_transfer_guard_device_to_device": "disallow",
 }
 WORK = {
     "training": lambda workdir, reference: run(short_values(), workdir),
@@ -84,7 +92,7 @@ def refused_by_name(name, folder, reference):
 @pytest.mark.parametrize("name,value", REFUSED.items())
 def test_a_setting_that_no_run_works_under_is_refused_by_name(set_in_jax, reference, tmp_path, capsys, name, value):
     usual = getattr(jax.config, name)
-    usual = getattr(usual, "value", usual)  # Some are enumerations.
+    usual = getattr(usual, "value", usual) if usual is not None else "allow"  # Some are enumerations.
     set_in_jax(name, value)
     refused_by_name(name, tmp_path, reference)
     assert main_here("--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}") == 1
@@ -101,6 +109,8 @@ CONTEXTS = {
     "jax_debug_infs": lambda: jax.debug_infs(True),
     "jax_numpy_dtype_promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "jax_numpy_rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "jax_transfer_guard": lambda: jax.transfer_guard("disallow"),
+    "jax_transfer_guard_host_to_device": lambda: jax.transfer_guard_host_to_device("disallow"),
 }
 
 
@@ -207,6 +217,14 @@ def test_a_run_that_goes_on_under_another_setting_says_so_and_records_it(set_in_
     assert told.count("environment changed") == 1
 
 
+def test_every_setting_that_changes_the_numbers_of_a_seed_is_recorded(set_in_jax):
+    config, before = tiny().model, recorded_settings()
+    params = init_params(config, 5)
+    set_in_jax("jax_random_seed_offset", 3)
+    assert not same(init_params(config, 5), params) and same(init_params(config, 2), params)
+    assert recorded_settings() == {**before, "random_seed_offset": 3} != before
+
+
 def test_what_an_earlier_version_did_not_record_has_not_changed(reference, tmp_path, capsys):
     faults.arm("stop@mid_step:8")
     with pytest.raises(faults.Stopped):
@@ -262,3 +280,104 @@ def test_every_command_helps_where_python_strips_docstrings(help_without_docstri
 
 def test_no_command_shows_a_docstring_that_is_not_there(help_without_docstrings):
     assert [name for name, (text, _) in help_without_docstrings.items() if "None" in text.split()] == []
+
+
+# The command `fftlm` where there is no folder for temporary files, and none for settings below the home.
+NO_FOLDERS = """
+import sys, tempfile
+
+def refuse(*_, **__):
+    raise FileNotFoundError(2, "No usable temporary directory found")
+
+tempfile._get_default_tempdir = tempfile.mkdtemp = refuse
+from fftlm_jax import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def without_folders(file, *arguments):
+    """Runs `fftlm`; its home lies below a file."""
+    file.write_text("no folder")
+    variables = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(file / "home"), "MPLCONFIGDIR": ""}
+    command = [sys.executable, "-c", NO_FOLDERS, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_run_needs_no_folder_but_its_own(tmp_path):
+    config = tmp_path / "short.py"
+    config.write_text("from tests.faults.runs import short_values as get_config")
+    length = ("--config.train.epochs=2", "--config.eval.every=4")
+    done = without_folders(tmp_path / "file", "train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *length)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("WARNING: curves.png cannot be written (Matplotlib requires access to a writable") == 1
+    assert hash_of(tmp_path / "run", 8) and "finished 8 steps" in done.stdout
+
+
+def test_a_command_that_draws_names_the_folder_that_it_needs(tmp_path, reference):
+    done = without_folders(tmp_path / "file", "evaluate", str(reference))
+    told = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "") and "Traceback" not in done.stderr
+    assert told[-1].startswith("UsageError: fftlm evaluate cannot be loaded: Matplotlib requires access to a writable")
+    assert "set the MPLCONFIGDIR environment variable" in told[-1]
+
+
+def test_no_warning_of_a_library_ends_a_command_and_the_filters_stay_as_they_were():
+    def warn():
+        warnings.warn("of some library", DeprecationWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("error")
+        filters = list(warnings.filters)
+        assert run_command(warn) == 0
+        assert warnings.filters == filters
+    assert [str(warning.message) for warning in shown] == ["of some library"]
+
+
+def test_main_py_works_where_warnings_are_errors():
+    done = run_main("--config=configs/tiny.py", "--dry_run", env={"PYTHONWARNINGS": "error"})
+    assert done.returncode == 0 and "nothing was written" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("asked", ("JAX_PLATFORMS=nosuch", "JAX_PLATFORMS=cpu JAX_PLATFORM_NAME=gpu"))
+def test_platforms_that_are_not_there_are_refused_by_name(tmp_path, reference, asked):
+    """In a process of its own, since jax finds its devices once."""
+    environment = {**os.environ, **dict(setting.split("=") for setting in asked.split())}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 200, "check": False}
+    work = [sys.executable, "-c", EVERY_KIND_OF_WORK, str(tmp_path / "run"), str(reference)]
+    done = subprocess.run(work, **options)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(WORK) and list(tmp_path.iterdir()) == []
+    assert all(line.startswith(f"{asked}: jax finds no such device (") for line in lines), lines
+    checked = subprocess.run([sys.executable, "-m", "fftlm_jax.training.verify", str(reference)], **options)
+    assert checked.returncode == 0 and hash_of(reference) in checked.stdout, "which takes no accelerator"
+
+
+def test_so_is_a_platform_without_its_plugin(monkeypatch):
+    def no_plugin():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", no_plugin)
+    with pytest.raises(
+        UsageError, match=r"^JAX_PLATFORMS=\S+: jax finds no such device \(no plugin of jax provides it"
+    ):
+        require_devices()
+
+
+EVERY_KIND_OF_WORK = """
+import sys
+from fftlm_jax.runtime.errors import UsageError
+from tests.faults.test_surroundings import WORK
+
+for what, work in WORK.items():
+    try:
+        work(*sys.argv[1:])
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_a_variable_that_jax_cannot_read_is_named(tmp_path):
+    done = run_main("--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", env={"JAX_ENABLE_X64": "maybe"})
+    assert (done.returncode, done.stdout) == (1, "") and list(tmp_path.iterdir()) == []
+    assert re.fullmatch(r"UsageError: jax cannot be loaded: .*'JAX_ENABLE_X64'; correct or unset .*\n", done.stderr)

@@ -236,6 +236,20 @@ def test_interactive_without_any_stdin_ends_at_once(workdir, monkeypatch, capsys
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("options", ((), ("--interactive",)))
+def test_a_stdin_that_cannot_be_read_is_named(generate, tmp_path, options):
+    """Under `nohup` on a terminal it is open for writing alone."""
+    with (tmp_path / "written").open("wb", buffering=0) as only_written:
+        code, out, err = generate("--bytes=4", *options, stdin=lambda _: io.TextIOWrapper(unreadable(only_written)))
+    assert (code, out) == (1, b"") and err.count("\n") == 1
+    assert err.startswith("UsageError: standard input cannot be read (Bad file descriptor); pass --prompt")
+
+
+def unreadable(file):
+    """As Python opens standard input whatever it is open for."""
+    return io.BufferedReader(io.FileIO(file.fileno(), "r", closefd=False))
+
+
 def test_an_interrupt_ends_the_text(workdir, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

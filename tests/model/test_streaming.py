@@ -12,6 +12,9 @@ from fftlm_jax.spectral import LowPass, no_filter
 from tests.model.lively import graph_and_params
 from tests.tiny import tiny
 
+# What users see as a warning of ours, under `python -X dev`, is an error here.
+pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning:fftlm_jax")
+
 SEQ_LEN, BINS = 48, 25
 ROWS, LONGEST = 4, 4 * SEQ_LEN  # Of all texts, which shorter ones are padded to: each model is compiled once.
 TOLERANCE = 2e-5  # Of hidden states of size 1, in float32: round-off, and no more.
