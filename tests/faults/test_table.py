@@ -9,7 +9,7 @@ TABLE = re.findall(r"^\| (\d+) \| (.+) \|$", (ROOT / "README.md").read_text(), r
 
 
 def test_every_row_is_there():
-    assert [int(number) for number, _ in TABLE] == list(range(1, 46))
+    assert [int(number) for number, _ in TABLE] == list(range(1, 52))
     assert all("::test_" in row for _, row in TABLE)
 
 
