@@ -37,14 +37,13 @@ class Chip:
     usable: float = 1.0
 
 
-_GB = 10**9
 # Google Cloud's pages on each TPU version; half of the bidirectional rate is what a chip sends. NVIDIA's data sheets of
 # the SXM cards; NVLink's half, and one network adapter a GPU as in their own servers.
 CHIPS = {
     "v4": Chip("tpu", "TPU v4", 32 * 2**30, 275e12, 1228e9, 300e9),
-    "v5e": Chip("tpu", "TPU v5e", 16 * _GB, 197e12, 819e9, 200e9),
-    "v5p": Chip("tpu", "TPU v5p", 95 * _GB, 459e12, 2765e9, 600e9),
-    "v6e": Chip("tpu", "TPU v6e", 32 * _GB, 918e12, 1638e9, 400e9),
+    "v5e": Chip("tpu", "TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip("tpu", "TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip("tpu", "TPU v6e", 32 * 2**30, 918e12, 1638e9, 400e9),
     "a100": Chip("gpu", "NVIDIA A100 80GB", 85_198_045_184, 312e12, 2039e9, 300e9, 25e9, 0.75),
     "h100": Chip("gpu", "NVIDIA H100 80GB", 84_942_979_072, 989e12, 3352e9, 450e9, 50e9, 0.75),
     "h200": Chip("gpu", "NVIDIA H200 141GB", 150_754_820_096, 989e12, 4800e9, 450e9, 50e9, 0.75),

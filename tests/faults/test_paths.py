@@ -110,16 +110,6 @@ def test_a_url_of_any_scheme_is_refused_by_the_name_of_its_setting(scheme, slash
     assert "is a URL" in refusal(Path(f"{scheme}:{slashes}{rest}")), "pathlib leaves one of its slashes"
 
 
-def test_a_relative_path_in_a_folder_that_was_deleted_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    assert local_path("run", "RUN") == Path("run")
-    (tmp_path / "gone").rmdir()
-    with pytest.raises(UsageError, match=r"^RUN: 'run' is relative to the current folder, which was deleted; "):
-        local_path("run", "RUN")
-    assert local_path(tmp_path, "RUN") == tmp_path
-
-
 @pytest.mark.parametrize("name", ("x" * 256, "ü" * 128, "def main(" * 40), ids=len)
 def test_a_name_that_no_file_can_have_is_refused(name):
     with pytest.raises(UsageError, match="RUN: .* is longer than the 255 bytes of a name"):
