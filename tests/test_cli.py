@@ -83,3 +83,10 @@ def test_train_is_main_py():
         done = [subprocess.run([*d, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60) for d in doors]
         assert [d.returncode for d in done] == [code, code]
         assert done[0].stdout == done[1].stdout and done[0].stderr == done[1].stderr != done[0].stdout
+
+
+def test_a_plan_of_a_config_file_needs_a_machine(capsys):
+    """Without one it would be the dry run of the machine at hand, which nobody asked for."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "configs/quickstart.py"])
+    assert stopped.value.code == 1 and "--target" in capsys.readouterr().err

@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         print_error(f"UsageError: fftlm has no command {printable(name)!r}{close}; see fftlm --help.")
         return UsageError.exit_code
     config_file = next((word for word in rest if word.endswith(".py") and not word.startswith("-")), None)
-    if name == "plan" and config_file is not None:  # The train command reads config files and their overrides.
+    has_target = any(word.startswith("--target") for word in rest)
+    if name == "plan" and config_file and has_target:  # The train command reads config files and their overrides.
         rest = [f"--config={config_file}", "--dry_run", *(word for word in rest if word != config_file)]
         name = "train"
     try:

@@ -28,9 +28,7 @@ _CONFIG_PARSER.parse = lambda file: _config_of(file)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Validate, compile, report sizes and costs; write nothing.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Move an existing run directory aside and start afresh.")
-_TARGET = flags.DEFINE_string(
-    "target", None, "With --dry_run: plan the run for this machine, such as v5e-16 or h100-8."
-)
+_TARGET = flags.DEFINE_string("target", None, "With --dry_run: plan the run for this machine, such as v5e-4 or h100-8.")
 _ADVISE = flags.DEFINE_bool("advise", False, "With --target: also try larger batches, or what would make it fit.")
 _OUT = flags.DEFINE_string("out", None, "With --target: folder for plan.json and plan.png.")
 _OPTIONS = (_WORKDIR, _DRY_RUN, _OVERWRITE, _TARGET, _ADVISE, _OUT)

@@ -1,6 +1,6 @@
 """Plans a run for a machine that is not there, before anybody waits for it in a queue.
 
-    fftlm plan configs/aligned.py --target=v5e-16 --config.data.path=corpus.txt
+    fftlm plan configs/aligned.py --target=v5e-4 --config.model.dtype=bfloat16
     fftlm plan runs/mine --target=h100-2x8 --advise --out=plans/mine
 
 RUN_OR_CONFIG is a run directory or a config file, whose keys can be overridden. The run's own programs are compiled for
