@@ -6,7 +6,7 @@ is done to single numbers does not. The figures are those of all devices togethe
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -80,13 +80,18 @@ def _kept(jaxpr: core.Jaxpr) -> Iterator[int]:
     stacked = set()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
-            first = equation.params["num_consts"] + equation.params["num_carry"]
+            (body,) = _jaxprs_in(equation.params)
             if equation.params["reverse"]:
-                yield sum(_bytes(x.aval) for x in equation.invars[first:] if x in stacked)
-            stacked |= set(equation.outvars[equation.params["num_carry"] :])
+                yield sum(_bytes(x.aval) for x in _stacks(equation.invars, body.invars) if x in stacked)
+            stacked |= set(_stacks(equation.outvars, body.outvars))
         devices = _repetitions(equation) if equation.primitive.name == "shard_map" else 1
         for part in _jaxprs_in(equation.params):
             yield from (devices * size for size in _kept(part))
+
+
+def _stacks(of_loop: Sequence[Any], of_body: Sequence[Any]) -> list[Any]:
+    """The inputs or outputs of a loop that it goes through, of which its body sees one slice at a time."""
+    return [whole for whole, part in zip(of_loop, of_body, strict=True) if whole.aval.ndim == part.aval.ndim + 1]
 
 
 def _bytes(aval: Any) -> int:
