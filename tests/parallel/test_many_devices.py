@@ -68,7 +68,8 @@ def test_sharded_parameters_are_gathered_in_the_forward_and_again_in_the_backwar
     others = bytes_of_parameters(case) - layers
     forward, backward = moved(case, "all-gather", "forward"), moved(case, "all-gather", "backward")
     assert backward == layers * case["micro_batches"]
-    assert backward <= forward <= (layers + others) * case["micro_batches"]
+    # A newer compiler gathers once for the forward passes of all micro-batches, where layers are unrolled.
+    assert layers <= forward <= (layers + others) * case["micro_batches"]
 
 
 def test_no_device_sends_anything_within_the_recurrence_of_a_memory(found):
