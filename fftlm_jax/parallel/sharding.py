@@ -175,6 +175,7 @@ def make_mesh(
 
 
 _WHOLE = "whole_parameter"
+_ON_THE_WAY = ("optimization_barrier", "sharding_constraint")
 
 
 def within(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -228,7 +229,8 @@ def whole(params: Any, dtype: jax.typing.DTypeLike) -> Any:
         return params
 
     def gathered(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        leaf = leaf.astype(dtype) if _names(path)[-1:] == ("kernel",) else leaf
+        if "kernel" in _names(path) and leaf.dtype != dtype:  # In a state of NNX "value" follows.
+            leaf = jax.lax.optimization_barrier(leaf.astype(dtype))  # Or XLA would gather first and cast then.
         return checkpoint_name(_gather(leaf), _WHOLE)
 
     return jax.tree_util.tree_map_with_path(gathered, params)
@@ -245,9 +247,9 @@ def _keeps_all_but_whole_parameters(primitive: Any, *_: Any, **settings: Any) ->
     """The policy of `jax.checkpoint` behind `regathering`.
 
     JAX has one that is to save all but what bears certain names, but it saves everything. Besides the name, the
-    result of the constraint that it is given to must be refused, or that is kept in its place.
+    results on the way to it must be refused, or these are kept in its place.
     """
-    return primitive.name != "sharding_constraint" and settings.get("name") != _WHOLE
+    return primitive.name not in _ON_THE_WAY and settings.get("name") != _WHOLE
 
 
 def _axis_sizes() -> dict[str, int]:

@@ -37,6 +37,7 @@ CASES = {
     "fft": {"model__conv_method": "fft"},
     "toeplitz": {"model__conv_method": "toeplitz", "model__memory": "polar", "model__memory_piece": 4},
     "fsdp": {"model__conv_method": "fft", **FSDP},
+    "fsdp_bfloat16": {"model__conv_method": "toeplitz", "model__dtype": "bfloat16", **FSDP},
     # By FFT, so that all products outside of loops are those of the polar iterations.
     "muon": {"optim__name": "muon", "model__conv_method": "fft"},
     "muon_fsdp": {"optim__name": "muon", "model__conv_method": "fft", **FSDP},
