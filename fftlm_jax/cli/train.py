@@ -22,6 +22,7 @@ from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import printable, shown
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, one of configs/*.py.", lock_config=True)
+# The parser's own messages are many lines and name its files; it has no place for others.
 _CONFIG_PARSER = flags.FLAGS["config"].parser
 _run_config_file = _CONFIG_PARSER.parse
 _CONFIG_PARSER.parse = lambda file: _config_of(file)
@@ -73,10 +74,12 @@ def _train(arguments: list[str]) -> int | None:
     if _TARGET.value is not None:
         if not _DRY_RUN.value:
             raise UsageError("--target plans a run and trains nothing; add --dry_run.")
+        from fftlm_jax.plan.machines import prepare
         from fftlm_jax.plan.plan_run import plan_run
 
+        machine = prepare(_TARGET.value, os.environ)
         out = None if _OUT.value is None else Path(local_path(_OUT.value, "--out"))
-        fits = plan_run(_CONFIG.value, _TARGET.value, advise=_ADVISE.value, out=out)
+        fits = plan_run(_CONFIG.value, machine, advise=_ADVISE.value, out=out)
         return 0 if fits else UsageError.exit_code
     if _ADVISE.value or _OUT.value is not None:
         raise UsageError("--advise and --out belong to a plan; add --dry_run --target=MACHINE.")

@@ -29,8 +29,9 @@ from fftlm_jax.generation.sampling import (
     row_keys,
     verify,
 )
-from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.language_model import Params, build
 from fftlm_jax.model.streaming import Stream, StreamState, StreamWeights, lay_out
+from fftlm_jax.parallel import abstract_at
 from fftlm_jax.spectral import LowPass
 
 MODES = ("byte", "chunk", "speculative")
@@ -121,6 +122,25 @@ class Decoder:
             ]
             missing = [left - len(text) for left, text in zip(missing, written, strict=True)]
             yield DecodedBytes(written, int(drafted), int(accepted))
+
+    def trace(
+        self, batch: int, sampling: SamplingConfig, mode: str, where: jax.sharding.Sharding, *, block: int = 64
+    ) -> jax.stages.Traced:
+        """Traces the rounds of decoding that follow the prompts, from shapes alone; nothing is allocated.
+
+        Args:
+            batch: rows.
+            sampling, mode, block: as in `stream`.
+            where: the device that the program is for.
+        """
+        params = build(self.config)[1]
+        weights = jax.eval_shape(lambda p: lay_out(self.config, self.graph, p, self.low_pass), params)
+        state = jax.eval_shape(lambda w: self._empty(w, batch), weights)
+        recent_BR = jax.ShapeDtypeStruct((batch, sampling.memory), jnp.int32)
+        carry = jax.eval_shape(lambda *inputs: self._begin(*inputs, sampling), weights, state, recent_BR)
+        key_B, wanted = jax.eval_shape(lambda: (row_keys(0, range(batch)), jnp.zeros((), jnp.int32)))
+        inputs = abstract_at((weights, carry, key_B, wanted), where)
+        return Decoder._write.trace(self, *inputs, sampling, mode, block)
 
     def _read(self, prompts: Sequence[bytes], weights: StreamWeights, sampling: SamplingConfig) -> _Carry:
         """The state after the prompts: rows side by side from the first byte on, shorter ones waiting at their ends."""

@@ -7,6 +7,7 @@ from fftlm_jax.parallel.processes import StopTogether, is_first_process, join_pr
 from fftlm_jax.parallel.sharding import (
     BATCH_AXES,
     StackShardings,
+    abstract_at,
     averaged_over_devices,
     constrain,
     distribute,

@@ -99,6 +99,11 @@ def constrain(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
+def abstract_at(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """The shapes and dtypes of a tree's arrays, all of them where one sharding says."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 def distribute(tree: Any, shardings: Any) -> Any:
     """Arrays of the host, the same in every process, as global arrays of which each device takes its part."""
 
@@ -147,7 +152,7 @@ def make_mesh(
     Raises:
         UsageError: for devices that are not there or would be left out, and for a batch that they do not divide.
     """
-    is_ours = devices is None
+    is_shared = devices is None and jax.process_count() > 1
     devices = jax.devices() if devices is None else devices
     available = len(devices)
     if data == -1:
@@ -157,7 +162,7 @@ def make_mesh(
     used = data * fsdp
     if used > available:
         raise UsageError(f"config.mesh: data {data} x fsdp {fsdp} devices, but there are {available}; lower them.")
-    if used < available and (jax.process_count() if is_ours else 1) > 1:
+    if used < available and is_shared:
         raise UsageError(
             f"config.mesh: data {data} x fsdp {fsdp} leaves out some of the {available} devices, and with them perhaps "
             "a whole process; set mesh.data to -1."

@@ -67,7 +67,7 @@ def place_of(collective: Collective) -> str:
     return "forward" if "jvp(" in name else "end of step"
 
 
-def purpose_of(collective: Collective, parameters: Iterable[Sequence[int]]) -> str:
+def purpose_of(collective: Collective, parameters: Sequence[Sequence[int]]) -> str:
     """What a collective is for.
 
     Args:

@@ -120,12 +120,13 @@ def part_of(machine: Machine, devices: int) -> Machine:
     return dataclasses.replace(machine, shape=(hosts, -(-devices // hosts)))
 
 
-def set_environment(machine: Machine, environment: MutableMapping[str, str]) -> None:
-    """Prepares the environment of a process that plans; to be called before JAX is imported.
+def prepare(target: str, environment: MutableMapping[str, str]) -> Machine:
+    """The machine of a name, in an environment in which a process can plan for it. To be called before JAX is imported.
 
     Raises:
-        UsageError: if the compiler of the machine's chips is not installed.
+        UsageError: for a name that is none, or where the compiler of its chips is not installed.
     """
+    machine = machine_named(target)
     module, extra = _NEEDS[machine.chip.platform]
     if not _is_installed(module):
         raise UsageError(f"--target: {machine.chip.name} needs its compiler; run: pip install '{extra}'.")
@@ -134,6 +135,7 @@ def set_environment(machine: Machine, environment: MutableMapping[str, str]) -> 
     # Compiling needs no chip, so several processes may do it, where libtpu would let only one begin.
     for name, value in {**quiet, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
         environment.setdefault(name, value)
+    return machine
 
 
 def devices_of(machine: Machine) -> list[Any]:

@@ -20,22 +20,20 @@ from fftlm_jax.runtime.process import CommandParser, path_option, run_command
 from fftlm_jax.runtime.streams import print_error
 
 
-def plan_run(values: Mapping[str, Any], target: str, *, advise: bool = False, out: Path | None = None) -> bool:
+def plan_run(
+    values: Mapping[str, Any], machine: machines.Machine, *, advise: bool = False, out: Path | None = None
+) -> bool:
     """Plans the run of a config for a machine and prints the plan; returns whether it fits.
-
-    To be called before JAX is imported: it sets what JAX may look for.
 
     Args:
         values: config with every key.
-        target: name of a machine, see `machines`.
+        machine: from `machines.prepare`.
         advise: also try what could be changed, by compiling it.
         out: folder for `plan.json` and `plan.png`.
 
     Raises:
-        RunError: for a config that cannot be used, a machine that is none, or a compiler that is not installed.
+        RunError: for a config that cannot be used, or a folder that cannot be written.
     """
-    machine = machines.machine_named(target)
-    machines.set_environment(machine, os.environ)
     from fftlm_jax.plan import report
 
     plan = _plan(values, machine, advise)
@@ -205,10 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _plan_saved(args: Any) -> bool:
-    machine = machines.machine_named(args.target)
-    machines.set_environment(machine, os.environ)
+    machine = machines.prepare(args.target, os.environ)
     from fftlm_jax.checkpoints.saved_run import open_config
     from fftlm_jax.config.reading import to_dict
 
     _, config = open_config(args.workdir)
-    return plan_run(to_dict(config), args.target, advise=args.advise, out=args.out)
+    return plan_run(to_dict(config), machine, advise=args.advise, out=args.out)

@@ -12,21 +12,23 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from fftlm_jax.checkpoints.run_directory import write_json
 from fftlm_jax.config.schema import Config
-from fftlm_jax.parallel import within
 from fftlm_jax.plan.arithmetic import flops_of, kept_for_backward
 from fftlm_jax.plan.machines import Machine
 from fftlm_jax.plan.program_text import Collective, collectives_of
-from fftlm_jax.plan.traces import abstract_train_state, mesh_of, traces_of
+from fftlm_jax.plan.traces import mesh_of, traces_of
 from fftlm_jax.runtime import compile_cache
-from fftlm_jax.runtime.paths import local_path
+from fftlm_jax.runtime.errors import SaveError
+from fftlm_jax.runtime.paths import make_private
 from fftlm_jax.runtime.platform import tracing_for
+from fftlm_jax.training.optimizer import build_optimizer_of
+from fftlm_jax.training.run_parts import abstract_state
 
 _CONSTANT = re.compile(r"dense<[^>]*>")
 _FORMAT = 2  # Of kept findings; to be raised when what they hold changes.
@@ -98,7 +100,7 @@ def programs_of(
     platform = "cuda" if machine.chip.platform == "gpu" else machine.chip.platform
     found: dict[str, Program] = {}
     for kind, name, micro_batches, trace in traces_of(config, mesh, devices[0], only_last_step):
-        with tracing_for(machine.chip.platform), within(mesh if kind != "decoding" else None):
+        with tracing_for(machine.chip.platform):
             traced = trace()
             lowered = traced.lower(lowering_platforms=(platform,))
         text = lowered.as_text()
@@ -117,9 +119,12 @@ def programs_of(
     return list(found.values())
 
 
-def state_bytes(config: Config, devices: Sequence[Any]) -> StateBytes:
-    """The bytes of a run's state on one device of a machine."""
-    state = abstract_train_state(config, mesh_of(config, devices))
+def state_bytes(config: Config, devices: Sequence[Any]) -> StateBytes | None:
+    """The bytes of a run's state on one device of a machine; None for fine-tuning, whose steps have each its own."""
+    if config.task == "raft":
+        return None
+    mesh = mesh_of(config, devices)
+    state = abstract_state(config, build_optimizer_of(config, mesh), mesh)
     return StateBytes(_device_bytes(state.params), _device_bytes(state.opt_state), _device_bytes(state.ema))
 
 
@@ -144,7 +149,8 @@ def _compile(traced: jax.stages.Traced, lowered: jax.stages.Lowered, machine: Ma
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
     is_tpu = machine.chip.platform == "tpu"
-    # Where memory is plentiful a TPU's two figures disagree, and the compiler for GPUs gives its own no name.
+    # Added up, since the compilers' own peaks are not comparable: that of a TPU leaves parts of the temporaries out
+    # where memory is plentiful. What is updated in place counts once.
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     used += memory.temp_size_in_bytes + (memory.generated_code_size_in_bytes if is_tpu else 0)
     return Findings(
@@ -171,9 +177,9 @@ def _refusal(message: str) -> str:
 
 def _kept_or(config: Config, machine: Machine, text: str, compile_it: Callable[[], Findings]) -> Findings:
     """Findings of an earlier plan of the same program, or new ones, which are then kept."""
-    folder = _folder(config)
-    if folder is None:
+    if not compile_cache.is_on(config.compile_cache, os.environ):
         return compile_it()
+    folder = compile_cache.folder_of(config.compile_cache, os.environ) / "plans"
     versions = "".join(f"{n}{_version(n)}" for n in ("jax", "jaxlib", "libtpu", "jax-cuda13-pjrt"))
     key = hashlib.sha256(f"{_FORMAT}\n{machine}\n{versions}\n{text}".encode()).hexdigest()
     file = folder / f"{key}.json"
@@ -184,22 +190,11 @@ def _kept_or(config: Config, machine: Machine, text: str, compile_it: Callable[[
         pass
     findings = compile_it()
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(dataclasses.asdict(findings)))
-        unfinished.replace(file)
-    except OSError:
+        make_private(folder)
+        write_json(file, dataclasses.asdict(findings))
+    except (OSError, SaveError):
         pass  # It is only slower the next time.
     return findings
-
-
-def _folder(config: Config) -> Path | None:
-    """Where findings are kept: beside compiled programs, and not where a run keeps none of those."""
-    if config.compile_cache == compile_cache.OFF or os.environ.get("CI"):
-        return None
-    if config.compile_cache != compile_cache.AUTO:
-        return local_path(config.compile_cache, "compile_cache") / "plans"
-    return compile_cache.default_folder(os.environ).parent / "plans"
 
 
 def _version(name: str) -> str:

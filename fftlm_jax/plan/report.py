@@ -20,14 +20,15 @@ _ASSUMPTIONS = (
 class Plan:
     """What a run needs on a machine. `bounds` and `traffic` go with those of `programs` that are training steps.
 
-    `days` is the bound of the whole training; None where no step fits. `advice` is what was tried, a line each.
+    `state` is None for fine-tuning. `days` is the bound of the whole training; None where no step fits. `advice` is
+    what was tried, a line each.
     """
 
     target: str
     machine: Machine
     mesh: tuple[int, int]
     parameters: int
-    state: StateBytes
+    state: StateBytes | None
     programs: tuple[Program, ...]
     bounds: dict[str, StepBound]
     traffic: dict[str, tuple[Traffic, ...]]
@@ -128,12 +129,13 @@ def _intensity(plan: Plan, found: Findings) -> str:
 def memory_parts(plan: Plan, program: Program) -> dict[str, int]:
     """Bytes of a program on one device by kind; they add up to its peak."""
     found = program.findings
-    parts = {"parameters": plan.state.parameters}
-    if program.kind == "step":
-        parts |= {"optimizer": plan.state.optimizer, "average of the weights": plan.state.average}
-    parts["data and other arguments"] = max(0, found.arguments - sum(parts.values()))
-    if program.kind == "decoding":
+    if plan.state is None or program.kind == "decoding":
         parts = {"weights and state": found.arguments}
+    else:
+        parts = {"parameters": plan.state.parameters}
+        if program.kind == "step":
+            parts |= {"optimizer": plan.state.optimizer, "average of the weights": plan.state.average}
+        parts["data and other arguments"] = found.arguments - sum(parts.values())
     parts["outputs that take new memory"] = found.outputs - found.updated_in_place
     parts["temporaries"] = found.temporaries
     if plan.machine.chip.platform == "tpu":

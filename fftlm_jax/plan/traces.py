@@ -9,34 +9,29 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from fftlm_jax.checkpoints.contents import TrainState
 from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum.controller import build_controller, build_rule
 from fftlm_jax.evaluation.held_out_bpb import make_sums
-from fftlm_jax.generation import SamplingConfig, sampling_of
+from fftlm_jax.generation import sampling_of
 from fftlm_jax.generation.cached_decoding import Decoder
-from fftlm_jax.generation.sampling import row_keys
 from fftlm_jax.model import build
 from fftlm_jax.model.language_model import evaluation_low_pass, low_pass_at
 from fftlm_jax.model.lora import init_adapters
-from fftlm_jax.model.streaming import lay_out
-from fftlm_jax.parallel import replicated, round_up_rows, rows
+from fftlm_jax.parallel import abstract_at, replicated, round_up_rows, rows, within
 from fftlm_jax.raft import raft_parts
 from fftlm_jax.raft.fine_tuning import Rows, make_fine_tune_step
 from fftlm_jax.runtime.jax_settings import random_key
 from fftlm_jax.training.batches import batch_stages
 from fftlm_jax.training.compiler import StepVariant
 from fftlm_jax.training.optimizer import build_optimizer_of
-from fftlm_jax.training.run_parts import abstract_state, build_mesh, placed, trace_step
+from fftlm_jax.training.run_parts import abstract_state, build_mesh, trace_step
 from fftlm_jax.training.step import averaging, fresh_state
-
-_BYTES_OF_A_BLOCK = 64  # That decoding writes between two looks by the host.
 
 
 class NamedTrace(NamedTuple):
@@ -55,13 +50,6 @@ def mesh_of(config: Config, devices: Sequence[Any]) -> Mesh | None:
         UsageError: if it does not fit the machine.
     """
     return raft_parts.mesh_of(config, devices) if config.task == "raft" else build_mesh(config, devices)
-
-
-def abstract_train_state(config: Config, mesh: Mesh | None) -> TrainState:
-    """Shapes of what a step updates, and where each lies."""
-    if config.task == "raft":
-        return _fine_tuning_state(config, config.raft.sft_trained)[1]
-    return abstract_state(config, build_optimizer_of(config, mesh), mesh)
 
 
 def traces_of(config: Config, mesh: Mesh | None, device: Any, only_last_step: bool) -> Iterator[NamedTrace]:
@@ -105,24 +93,23 @@ def _use(config: Config, mesh: Mesh | None, device: Any) -> Iterator[NamedTrace]
     def trace_evaluation() -> jax.stages.Traced:
         B, W = round_up_rows(config.eval.batch_size, mesh), config.model.seq_len + config.model.chunk
         batch = (jax.ShapeDtypeStruct((B, W), np.uint8), jax.ShapeDtypeStruct((B,), np.int32))
-        weights = abstract_train_state(config, mesh).params
-        weights = weights if mesh is not None else _all_placed(weights, where)
+        weights = abstract_state(config, build_optimizer_of(config, mesh), mesh).params
+        weights = weights if mesh is not None else abstract_at(weights, where)
         across = where if mesh is None else rows(mesh)
-        return make_sums(config, graph, low_pass, mesh).trace(weights, *_all_placed(batch, across))
+        with within(mesh):
+            return make_sums(config, graph, low_pass, mesh).trace(weights, *abstract_at(batch, across))
 
     yield NamedTrace("evaluation", "evaluation of a batch", 0, trace_evaluation)
     if low_pass.method != "signal" or low_pass.is_full:
         decoder = Decoder(config.model, graph, low_pass)
-        sample = lambda: _trace_decoding(decoder, 1, sampling_of(config.sample), config.sample.mode, where)  # noqa: E731
+        sample = lambda: decoder.trace(1, sampling_of(config.sample), config.sample.mode, where)  # noqa: E731
         yield NamedTrace("decoding", f"rounds of decoding ({config.sample.mode})", 0, sample)
 
 
 def _fine_tuning_steps(config: Config, mesh: Mesh | None, device: Any) -> Iterator[NamedTrace]:
     graph, _ = build(config.model)
     raft = config.raft
-    for phase, trained in {"supervised": raft.sft_trained, "cycle": raft.trained}.items():
-        if phase == "cycle" and trained == raft.sft_trained:
-            continue
+    for trained in dict.fromkeys((raft.sft_trained, raft.trained)):
         trace = lambda t=trained: _trace_fine_tuning(config, graph, t, mesh, device)  # noqa: E731
         yield NamedTrace("step", f"step of fine-tuning ({trained})", raft.accum_steps, trace)
 
@@ -133,7 +120,7 @@ def _sampling(config: Config, mesh: Mesh | None, device: Any) -> Iterator[NamedT
     decoder = Decoder(config.model, graph, evaluation_low_pass(config, freq_bins(config.model.seq_len)))
     sampling, where = raft_parts.sampling_of_cycle(config), SingleDeviceSharding(device)
     name = f"rounds of sampling {raft.rows} completions"
-    yield NamedTrace("decoding", name, 0, lambda: _trace_decoding(decoder, raft.rows, sampling, "byte", where))
+    yield NamedTrace("decoding", name, 0, lambda: decoder.trace(raft.rows, sampling, "byte", where))
 
 
 def _fine_tuning_state(config: Config, trained: str) -> tuple[Any, TrainState, Any]:
@@ -165,29 +152,11 @@ def _trace_fine_tuning(
     shape = (raft.accum_steps, raft.batch_size // raft.accum_steps, task.longest_prompt + task.longest_answer)
     batch = Rows(jax.ShapeDtypeStruct(shape, np.uint8), jax.ShapeDtypeStruct(shape, np.float32))
     everywhere = SingleDeviceSharding(device) if mesh is None else replicated(mesh)
-    base, state = _all_placed((base, state), everywhere)
-    batch = _all_placed(batch, everywhere if mesh is None else rows(mesh, axis=1))
+    base, state = abstract_at((base, state), everywhere)
+    batch = abstract_at(batch, everywhere if mesh is None else rows(mesh, axis=1))
     rate, key = jax.ShapeDtypeStruct((), np.float32), jax.eval_shape(lambda: random_key(0))
-    return step.run.trace(base, state, batch, *_all_placed((rate, key), everywhere))
-
-
-def _trace_decoding(
-    decoder: Decoder, batch: int, sampling: SamplingConfig, mode: str, where: Sharding
-) -> jax.stages.Traced:
-    """Rounds of decoding a batch of texts, which a single device does."""
-    config, graph = decoder.config, decoder.graph
-    weights = jax.eval_shape(lambda p: lay_out(config, graph, p, decoder.low_pass), build(config)[1])
-    recent = jax.ShapeDtypeStruct((batch, sampling.memory), jnp.int32)
-    state = jax.eval_shape(lambda w: decoder._empty(w, batch), weights)
-    carry = jax.eval_shape(lambda w, s, r: decoder._begin(w, s, r, sampling), weights, state, recent)
-    keys = jax.eval_shape(lambda: row_keys(0, range(batch)))
-    wanted = jax.ShapeDtypeStruct((), jnp.int32)
-    inputs = _all_placed((weights, carry, keys, wanted), where)
-    return Decoder._write.trace(decoder, *inputs, sampling, mode, _BYTES_OF_A_BLOCK)
-
-
-def _all_placed(tree: Any, where: Sharding) -> Any:
-    return jax.tree.map(lambda x: placed(x, where), tree)
+    with within(mesh):
+        return step.run.trace(base, state, batch, *abstract_at((rate, key), everywhere))
 
 
 def bytes_per_step(config: Config, micro_batches: int) -> int:

@@ -201,7 +201,7 @@ def _run(parser: CommandParser, args: argparse.Namespace) -> None:
         else:
             _write(parser, _named(args.output, suffix), lambda file, text=text: file.write_text(text))
     if args.visualize:
-        picture = _named(args.output or Path("lr_schedules"), ".png")
+        picture = _named(args.output or _PICTURE, ".png")
         _write(parser, picture, lambda file: visualize(schedules, args.cycles, file))
 
 

@@ -33,10 +33,10 @@ def use(setting: str, environment: Mapping[str, str]) -> None:
         setting: the config's `compile_cache`: `auto`, a folder, or "" for no cache.
         environment: of the process.
     """
-    if setting == OFF or environment.get("CI") or environment.get("JAX_COMPILATION_CACHE_DIR"):
+    if not is_on(setting, environment) or environment.get("JAX_COMPILATION_CACHE_DIR"):
         return
     try:
-        folder = default_folder(environment) if setting == AUTO else local_path(setting, "compile_cache").resolve()
+        folder = folder_of(setting, environment)
     except UsageError as error:
         print_error(f"WARNING: {error} Compiled programs are not kept.")
         return
@@ -60,6 +60,20 @@ def use(setting: str, environment: Mapping[str, str]) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _SHORTEST_SECONDS)
     jax.monitoring.register_event_listener(lambda event, **_: seal(folder) if event.endswith("/cache_misses") else None)
     atexit.register(seal, folder)
+
+
+def is_on(setting: str, environment: Mapping[str, str]) -> bool:
+    """Whether the config's `compile_cache` asks for what was compiled to be kept; in CI nothing is."""
+    return setting != OFF and not environment.get("CI")
+
+
+def folder_of(setting: str, environment: Mapping[str, str]) -> Path:
+    """The folder that the config's `compile_cache` names.
+
+    Raises:
+        UsageError: if it is no path of this machine.
+    """
+    return default_folder(environment) if setting == AUTO else local_path(setting, "compile_cache").resolve()
 
 
 def default_folder(environment: Mapping[str, str]) -> Path:

@@ -31,7 +31,7 @@ from fftlm_jax.data.corpus import load_run_corpus, require_apart
 from fftlm_jax.evaluation.held_out_bpb import HeldOut
 from fftlm_jax.model import build, init_params
 from fftlm_jax.model.language_model import low_pass_at, masks_parameters
-from fftlm_jax.parallel import distribute, make_mesh, state_shardings, within
+from fftlm_jax.parallel import abstract_at, distribute, make_mesh, state_shardings, within
 from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.jax_settings import require_devices, require_supported_settings
 from fftlm_jax.spectral import mask_spectrum
@@ -241,14 +241,9 @@ def trace_step(
     arguments = step_arguments(config, tx, variant.micro_batches, mesh)
     step = make_train_step(config, graph, tx, variant.low_pass, mesh and shardings_of(arguments[0]))
     if device is not None:
-        arguments = jax.tree.map(lambda x: placed(x, jax.sharding.SingleDeviceSharding(device)), arguments)
+        arguments = abstract_at(arguments, jax.sharding.SingleDeviceSharding(device))
     with within(mesh):  # Here, since a background thread inherits no mesh.
         return step.trace(*arguments)
-
-
-def placed(array: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an array, as one that lies where a sharding says."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def build_compiler(

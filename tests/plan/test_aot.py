@@ -54,9 +54,8 @@ def plan_of(target, way, dtype, remat, **overrides):
     from fftlm_jax.config.reading import read_config
     from fftlm_jax.plan.plan_run import _plan_config
 
-    machine = machines.machine_named(target)
     try:
-        machines.set_environment(machine, os.environ)
+        machine = machines.prepare(target, os.environ)
     except UsageError as missing:
         pytest.skip(str(missing))
     jax.config.update("jax_enable_compilation_cache", False)  # Which cannot load programs for another machine.

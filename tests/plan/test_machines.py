@@ -3,7 +3,7 @@
 import pytest
 
 from fftlm_jax.plan import machines
-from fftlm_jax.plan.machines import CHIPS, EXAMPLES, machine_named, part_of, set_environment
+from fftlm_jax.plan.machines import CHIPS, EXAMPLES, machine_named, part_of, prepare
 from fftlm_jax.runtime.errors import UsageError
 
 
@@ -55,14 +55,14 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch, name, extra):
     monkeypatch.setattr(machines, "_is_installed", lambda module: False)
     environment = {}
     with pytest.raises(UsageError, match="needs its compiler") as error:
-        set_environment(machine_named(name), environment)
+        prepare(name, environment)
     assert extra in str(error.value) and environment == {}
 
 
 def test_the_user_s_own_environment_stays(monkeypatch):
     monkeypatch.setattr(machines, "_is_installed", lambda module: True)
     environment = {"TPU_ACCELERATOR_TYPE": "v4-8", "JAX_PLATFORMS": "tpu"}
-    set_environment(machine_named("v5e-4"), environment)
+    prepare("v5e-4", environment)
     assert environment["TPU_ACCELERATOR_TYPE"] == "v4-8"
     assert environment["JAX_PLATFORMS"] == "cpu", "or JAX would look for the chips"
 

@@ -152,13 +152,14 @@ def test_a_fine_tuning_run_is_planned_by_its_steps_and_its_sampling(trained):
     assert steps == {f"step of fine-tuning ({t})" for t in {trained, values.raft.sft_trained}}
     assert kinds[-1] == ("decoding", f"rounds of sampling {values.raft.rows} completions")
     assert plan.days is None and all(program.findings.flops > 0 for program in plan.programs)
+    for program in plan.programs:
+        assert sum(report.memory_parts(plan, program).values()) == program.findings.peak, program.name
 
 
 @pytest.fixture
 def at_hand(monkeypatch):
     """The machine `here-1` can be asked for by name; what planning sets of JAX is undone."""
-    monkeypatch.setattr(machines, "machine_named", lambda target: HERE)
-    monkeypatch.setattr(machines, "set_environment", lambda machine, environment: None)
+    monkeypatch.setattr(machines, "prepare", lambda target, environment: HERE)
     monkeypatch.setattr(machines, "devices_of", lambda machine: jax.devices()[:1])
     before = jax.config.jax_enable_compilation_cache
     yield
