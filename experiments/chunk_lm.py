@@ -19,7 +19,8 @@ from typing import Any
 from configs import small
 from experiments import bench  # First: it sets XLA flags before JAX starts.
 from experiments.chunk_lm_figure import draw
-from experiments.sweep import Outcome, add_options, conduct, report, require_writable, write_results
+from experiments.outcomes import Outcome
+from experiments.sweep import add_options, conduct, report, require_writable, write_results
 from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.config.reading import read_config

@@ -21,7 +21,8 @@ from typing import Any
 from configs import curriculum_trial
 from experiments import bench  # First of all that starts JAX: it sets XLA flags.
 from experiments.curriculum_ablation_figure import draw
-from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.outcomes import Outcome
+from experiments.sweep import add_options, conduct, report, write_results
 from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.config.reading import read_config

@@ -7,7 +7,8 @@ import matplotlib
 import numpy as np
 
 from experiments.arm_figure import arms_by_mean, draw_arms
-from experiments.sweep import Outcome, values_by_arm
+from experiments.outcomes import Outcome
+from experiments.sweep import values_by_arm
 from fftlm_jax.recording.curves import replace_figure
 from fftlm_jax.recording.metrics import read_metrics
 

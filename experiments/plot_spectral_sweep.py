@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from experiments.sweep import Outcome
+from experiments.outcomes import Outcome
 from experiments.trials import Trial
 from fftlm_jax.recording.curves import replace_figure
 from fftlm_jax.recording.history import Record

@@ -16,18 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.outcomes import Outcome, outcome_of
 from experiments.raft_lr_figure import draw
-from experiments.sweep import (
-    Outcome,
-    add_options,
-    conduct,
-    exit_code,
-    outcome_of,
-    report,
-    require_writable,
-    run_all,
-    write_results,
-)
+from experiments.sweep import add_options, conduct, exit_code, report, require_writable, run_all, write_results
 from experiments.trials import Trial
 from fftlm_jax.raft.cycle_lr import CycleLR, lr_area
 from fftlm_jax.raft.journal import Journal

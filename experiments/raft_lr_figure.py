@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from experiments.sweep import Outcome
+from experiments.outcomes import Outcome
 from fftlm_jax.raft.journal import Journal
 from fftlm_jax.recording.curves import replace_figure
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.arm_statistics import Summary, compare_arms
+from experiments.outcomes import Outcome
 from experiments.sharpness_bench import (
     COMPARISONS,
     CONFIG,
@@ -34,7 +35,7 @@ from experiments.sharpness_bench import (
     load_state,
 )
 from experiments.sharpness_figure import draw
-from experiments.sweep import Outcome, add_options, exit_code, listing, outcomes_of, write_results
+from experiments.sweep import add_options, exit_code, listing, outcomes_of, write_results
 from experiments.trials import Trial
 from fftlm_jax.checkpoints.run_directory import write_json
 from fftlm_jax.recording.metrics import finite_record

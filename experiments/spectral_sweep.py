@@ -18,8 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.outcomes import Outcome
 from experiments.plot_spectral_sweep import draw
-from experiments.sweep import Outcome, add_options, conduct, report, require_writable, write_results
+from experiments.sweep import add_options, conduct, report, require_writable, write_results
 from experiments.trials import Trial
 from fftlm_jax.runtime.process import CommandParser, path_option
 

@@ -22,28 +22,12 @@ from typing import Any
 
 from experiments.arm_statistics import Summary, compare_arms
 from experiments.children import Children
-from experiments.reached import reached
+from experiments.outcomes import Outcome, outcome_of, settings_file, settings_of
 from experiments.trials import Trial, parse_arm, parse_grid, parse_seeds, trials_of
 from fftlm_jax.checkpoints.run_directory import write_bytes, write_json
-from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.process import CommandParser, path_option, run_command
-from fftlm_jax.runtime.untrusted import read_json_object
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a trial left behind: its status, its last evaluation, and why it is not finished.
-
-    `finished`, `failed`, `cut short`, `not run`, `other settings` where its folder holds a run that is not this one, or
-    `unreadable` where a file of it does not tell. Of the last two nothing is run, so that nothing is lost.
-    """
-
-    trial: Trial
-    status: str
-    scores: dict[str, float]
-    reason: str = ""
 
 
 def run_all(config: str, trials: Sequence[Trial], folder: Path, jobs: int = 1) -> list[Outcome]:
@@ -86,59 +70,11 @@ def run_all(config: str, trials: Sequence[Trial], folder: Path, jobs: int = 1) -
 def _command(config: str, trial: Trial, folder: Path) -> tuple[list[str], Path]:
     """The command of a trial and the log that its output goes to; its folder says from now on what was asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(_settings_file(trial, folder), _settings(trial, config))
+    write_json(settings_file(trial, folder), settings_of(trial, config))
     (folder / f"{trial.name}.failed").unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "main.py"), f"--config={config}", f"--workdir={folder / trial.name}"]
     command += [f"--config.{override}" for override in (*trial.overrides, f"seed={trial.seed}")]
     return command, folder / f"{trial.name}.log"
-
-
-def outcome_of(trial: Trial, folder: Path, config: str = "") -> Outcome:
-    """Reads what a trial left behind; runs nothing. With `config`, also checks that it was run from that file."""
-    failed, settings = folder / f"{trial.name}.failed", _settings_file(trial, folder)
-    try:
-        different = _different(settings, _settings(trial, config), has_run=(folder / trial.name).exists())
-        if different:
-            reason = f"{', '.join(different)} differ from what was run in this folder; use another --out"
-            return Outcome(trial, "other settings", {}, reason)
-        begun, finished, scores = reached(folder / trial.name)
-        if finished:
-            return Outcome(trial, "finished", scores)
-        if failed.exists():
-            return Outcome(trial, "failed", scores, failed.read_text(errors="replace").strip())
-    except (CheckpointError, OSError) as error:
-        return Outcome(trial, "unreadable", {}, str(error))
-    return Outcome(trial, "cut short" if begun else "not run", scores)
-
-
-def _settings_file(trial: Trial, folder: Path) -> Path:
-    return folder / f"{trial.name}.trial.json"
-
-
-def _different(file: Path, wanted: dict[str, Any], *, has_run: bool) -> list[str]:
-    """The settings of a trial, as its file tells them if there is one, that are not those that are wanted.
-
-    Without a run, a file that cannot be read is what a launch left that died in its first moment: it tells nothing.
-
-    Raises:
-        CheckpointError: if the file cannot be read beside a run.
-    """
-    if not file.exists():
-        return []
-    try:
-        found = read_json_object(file)
-        return [key for key, value in wanted.items() if value and found[key] != value]
-    except (OSError, ValueError, LookupError) as error:
-        if not has_run:
-            return []
-        raise CheckpointError(
-            f"{file} does not tell what was run there ({error}); delete it if the settings are the same, or use "
-            "another --out."
-        ) from None
-
-
-def _settings(trial: Trial, config: str) -> dict[str, Any]:
-    return {"config": config, "overrides": list(trial.overrides), "seed": trial.seed}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.around_raises import after_raise
-from experiments.sweep import Outcome, add_options, conduct, report, write_results
+from experiments.outcomes import Outcome
+from experiments.sweep import add_options, conduct, report, write_results
 from experiments.trials import Trial
 from experiments.unlock_lr_figure import draw
 from fftlm_jax.recording.metrics import read_metrics

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from experiments.around_raises import first_raise, losses
-from experiments.sweep import Outcome
+from experiments.outcomes import Outcome
 from fftlm_jax.recording.curves import replace_figure
 from fftlm_jax.recording.metrics import read_metrics
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import curriculum_ablation as ablation
-from experiments.sweep import Outcome
+from experiments.outcomes import Outcome
 from experiments.trials import Trial
 
 

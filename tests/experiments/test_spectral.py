@@ -8,7 +8,7 @@ import pytest
 
 from configs import spectral_sweep as config
 from experiments import plot_spectral_sweep, radial_noise, spectral_sweep
-from experiments.sweep import Outcome
+from experiments.outcomes import Outcome
 from experiments.trials import Trial
 from fftlm_jax.config.reading import read_config
 from fftlm_jax.recording import compare_runs

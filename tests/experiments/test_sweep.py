@@ -9,7 +9,8 @@ import pytest
 
 from experiments import chunk_lm, sweep
 from experiments.arm_statistics import compare_arms, mean_interval
-from experiments.sweep import Outcome, outcome_of, report
+from experiments.outcomes import Outcome, outcome_of
+from experiments.sweep import report
 from experiments.trials import Trial, parse_arm, parse_grid, trials_of
 
 CONFIG_FILE = """

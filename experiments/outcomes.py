@@ -1,8 +1,10 @@
-"""How far a run came and what it scored, read from its folder, whichever task it is of."""
+"""What a trial of a sweep left behind: how far its run came and what it scored, read from its folder."""
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from experiments.trials import Trial
 from fftlm_jax.raft.cycle_recorder import has_finished
 from fftlm_jax.raft.cycle_result import best_of
 from fftlm_jax.raft.journal import Journal
@@ -10,6 +12,70 @@ from fftlm_jax.recording.history import is_number
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.untrusted import read_json_object
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a trial left behind: its status, its last evaluation, and why it is not finished.
+
+    `finished`, `failed`, `cut short`, `not run`, `other settings` where its folder holds a run that is not this one, or
+    `unreadable` where a file of it does not tell. Of the last two nothing is run, so that nothing is lost.
+    """
+
+    trial: Trial
+    status: str
+    scores: dict[str, float]
+    reason: str = ""
+
+
+def outcome_of(trial: Trial, folder: Path, config: str = "") -> Outcome:
+    """Reads what a trial left behind; runs nothing. With `config`, also checks that it was run from that file."""
+    failed, settings = folder / f"{trial.name}.failed", settings_file(trial, folder)
+    try:
+        different = _different(settings, settings_of(trial, config), has_run=(folder / trial.name).exists())
+        if different:
+            reason = f"{', '.join(different)} differ from what was run in this folder; use another --out"
+            return Outcome(trial, "other settings", {}, reason)
+        begun, finished, scores = reached(folder / trial.name)
+        if finished:
+            return Outcome(trial, "finished", scores)
+        if failed.exists():
+            return Outcome(trial, "failed", scores, failed.read_text(errors="replace").strip())
+    except (CheckpointError, OSError) as error:
+        return Outcome(trial, "unreadable", {}, str(error))
+    return Outcome(trial, "cut short" if begun else "not run", scores)
+
+
+def settings_file(trial: Trial, folder: Path) -> Path:
+    """The file beside a trial's folder that says what was run there."""
+    return folder / f"{trial.name}.trial.json"
+
+
+def _different(file: Path, wanted: dict[str, Any], *, has_run: bool) -> list[str]:
+    """The settings of a trial, as its file tells them if there is one, that are not those that are wanted.
+
+    Without a run, a file that cannot be read is what a launch left that died in its first moment: it tells nothing.
+
+    Raises:
+        CheckpointError: if the file cannot be read beside a run.
+    """
+    if not file.exists():
+        return []
+    try:
+        found = read_json_object(file)
+        return [key for key, value in wanted.items() if value and found[key] != value]
+    except (OSError, ValueError, LookupError) as error:
+        if not has_run:
+            return []
+        raise CheckpointError(
+            f"{file} does not tell what was run there ({error}); delete it if the settings are the same, or use "
+            "another --out."
+        ) from None
+
+
+def settings_of(trial: Trial, config: str) -> dict[str, Any]:
+    """What the file says."""
+    return {"config": config, "overrides": list(trial.overrides), "seed": trial.seed}
 
 
 class Reached(NamedTuple):
