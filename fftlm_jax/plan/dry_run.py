@@ -51,7 +51,7 @@ def dry_run(values: Mapping[str, Any]) -> None:
     flops = flops_of(traced.jaxpr)
     print(
         f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, {flops / 1e9:,.1f} GFLOP of matrix products and "
-        f"transforms in {micro_batches} micro-batches"
+        f"transforms, micro-batches: {micro_batches}"
     )
     if devices > 1:
         print(f"on {devices} devices: {dict(mesh.shape)}; memory is that of each")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def gib(size: float) -> str:
 
 def seconds_in_words(seconds: float) -> str:
     """Seconds in the unit that suits them."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+    if seconds >= 1e-3:
+        return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+    return f"{seconds * 1e6:.1f} µs"
 
 
 def as_text(plan: Plan) -> str:
@@ -83,7 +86,7 @@ def as_text(plan: Plan) -> str:
     if plan.days is not None:
         lines += ["", f"the whole training takes at least {_days(plan.days)} of steps"]
     lines += ["", *plan.advice] if plan.advice else []
-    return "\n".join([*lines, "", _ASSUMPTIONS])
+    return "\n".join([*lines, "", *textwrap.wrap(_ASSUMPTIONS, 120)])
 
 
 def _program_lines(plan: Plan, program: Program) -> list[str]:
@@ -159,7 +162,9 @@ def _table(header: list[str], rows: list[tuple[str, ...]]) -> list[str]:
 def _days(days: float) -> str:
     if days >= 2:
         return f"{days:,.1f} days"
-    return f"{days * 24:.1f} hours" if days * 24 >= 2 else f"{days * 1440:.1f} minutes"
+    if days * 1440 >= 2:
+        return f"{days * 24:.1f} hours" if days * 24 >= 2 else f"{days * 1440:.1f} minutes"
+    return seconds_in_words(days * 86_400)
 
 
 def as_json(plan: Plan) -> str:

@@ -78,7 +78,7 @@ def _training_steps(config: Config, mesh: Mesh | None, device: Any) -> Iterator[
     for micro_batches in dict.fromkeys(stages.accum_steps * multiple for multiple in stages.multiples):
         for cutoff in cutoffs:
             variant = StepVariant(low_pass_at(config, cutoff), micro_batches)
-            name = f"step at cutoff {cutoff}, {micro_batches} micro-batches"
+            name = f"step at cutoff {cutoff}, micro-batches: {micro_batches}"
             own_device = device if mesh is None else None
             trace = lambda v=variant: trace_step(config, graph, tx, v, mesh, own_device)  # noqa: E731
             yield NamedTrace("step", name, micro_batches, trace)
