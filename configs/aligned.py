@@ -45,7 +45,10 @@ def get_config() -> ConfigDict:
     model.conv_method = "auto"
     model.dropout = 0.0  # Chance that an output of a block's branches is dropped in a step.
     model.remat = "none"  # What the backward pass computes again: none, or all inner results of the blocks (blocks).
-    model.dtype = "float32"  # Type of the matrix products, float32 or bfloat16; weights and losses are always float32.
+    # Type of the matrix products: float32, bfloat16, or auto; weights, sums and losses are always float32.
+    # auto is bfloat16 on TPU, GPU and CPUs with units for it (AMX, AVX-512 BF16), else float32. A run keeps what it
+    # began with: config.json says what that was.
+    model.dtype = "auto"
     # How float32 products are multiplied: default (bfloat16 on TPU, TF32 on GPU), high or highest (float32).
     # CPUs always multiply them in float32.
     model.precision = "default"
@@ -121,6 +124,9 @@ def get_config() -> ConfigDict:
     optim.momentum_cooldown = 0  # Last steps in which Muon's momentum falls back to 0.85.
     optim.polar = "polar_express"  # How the polar factor is found: polar_express, ns5, dion, gram or svd (exact, slow).
     optim.polar_steps = 5  # Iterations for the polar factor.
+    # Type of the products for the polar factor: float32, bfloat16, or auto.
+    # auto is model.dtype on CPU and bfloat16 elsewhere.
+    optim.polar_dtype = "auto"
     optim.shape = "keller"  # Scale of updates by shape: keller max(1, out/in)^0.5, spectral (out/in)^0.5, rms or none.
     optim.neuron_beta2 = 0.0  # Decay of NorMuon's second moment per neuron; 0 for none.
     optim.cautious = True  # Whether Muon's weight decay acts only where the update shrinks the weight anyway.

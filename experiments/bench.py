@@ -20,11 +20,11 @@ import platform
 import sys
 from collections.abc import Callable
 
-from fftlm_jax.runtime import process
+from fftlm_jax.runtime import matrix_units, process
 from fftlm_jax.runtime.process import CommandParser, path_option
 
 process.keep_freed_blocks(os.environ)
-process.set_cpu_defaults(os.environ)
+matrix_units.set_cpu_flags(os.environ)
 
 from experiments.bench_conv import bench_conv  # noqa: E402 (jax reads its flags on import)
 from experiments.bench_decode import bench_decode  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 
 from fftlm_jax.checkpoints.verification import main as verify_main
 from fftlm_jax.generation.terminal import main as generate_main
-from fftlm_jax.runtime import process
+from fftlm_jax.runtime import matrix_units
 from tests.tiny import ROOT, main_here
 
 pytestmark = pytest.mark.timeout(200)
@@ -98,8 +98,8 @@ def test_generation_refuses_by_name(fft_run, options, code, message, capsys):
 
 def test_xla_flags_are_set_only_where_the_user_set_none():
     environment: dict[str, str] = {}
-    process.set_cpu_defaults(environment)
-    assert environment == {"XLA_FLAGS": " ".join(process.CPU_FLAGS)}
+    matrix_units.set_cpu_flags(environment)
+    assert environment == {"XLA_FLAGS": " ".join(matrix_units.cpu_flags())}
     environment = {"XLA_FLAGS": "--xla_dump_to=/dev/null"}
-    process.set_cpu_defaults(environment)
+    matrix_units.set_cpu_flags(environment)
     assert environment == {"XLA_FLAGS": "--xla_dump_to=/dev/null"}

@@ -39,7 +39,7 @@ def write_config(file: pathlib.Path, function: str) -> str:
 def tiny_values(**overrides: Any) -> ConfigDict:
     """A config that compiles and trains in seconds, with one layer; overrides are dotted keys with `__` for the dot."""
     c = aligned.get_config()
-    c.model.update(seq_len=32, kernel_len=12, d_model=16, n_layers=1, conv_heads=4, chunk=4)
+    c.model.update(seq_len=32, kernel_len=12, d_model=16, n_layers=1, conv_heads=4, chunk=4, dtype="float32")
     c.curriculum.update(ladder=(4, 8, "full"), min_epoch=1, check_every=3, window=4, threshold=0.5)
     c.lr.update(base=1e-2, stages=(("rest", 1.0, 0.1),))
     c.train.update(batch_size=2, accum_steps=2, steps_per_epoch=4, epochs=5, log_every=2)

@@ -24,6 +24,7 @@ except ImportError:  # On Windows: runs are not locked there, and say so.
 import fftlm_jax
 from fftlm_jax.config.reading import differences
 from fftlm_jax.config.schema import with_later_keys
+from fftlm_jax.runtime import matrix_units
 from fftlm_jax.runtime.errors import CheckpointError, InUseError, SaveError, UsageError
 from fftlm_jax.runtime.jax_settings import recorded_settings
 from fftlm_jax.runtime.paths import local_path
@@ -255,6 +256,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in _RECORDED_PACKAGES},
         "platform": device.platform,
         "device_kind": device.device_kind,
+        "matrix_units": matrix_units.matrix_units(device.platform),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fftlm_jax.runtime import process, streams
+from fftlm_jax.runtime import matrix_units, process, streams
 from fftlm_jax.runtime.errors import UsageError
 from fftlm_jax.runtime.paths import local_path
 from fftlm_jax.runtime.untrusted import printable, shown
@@ -42,7 +42,7 @@ def run_as_program(argv: list[str] | None = None) -> int:
     streams.prepare_streams()
     process.import_from_here()  # Config files import each other.
     process.keep_freed_blocks(os.environ)
-    process.set_cpu_defaults(os.environ)
+    matrix_units.set_cpu_flags(os.environ)
     try:
         with process.warnings_shown():
             app.run(main, flags_parser=parse_flags)  # Always ends by SystemExit.
@@ -83,7 +83,9 @@ def _train(arguments: list[str]) -> int | None:
         return 0 if fits else UsageError.exit_code
     if _ADVISE.value or _OUT.value is not None:
         raise UsageError("--advise and --out belong to a plan; add --dry_run --target=MACHINE.")
-    config = read_config(_CONFIG.value)  # Before jax is imported: a typing error should not wait for that.
+    config = read_config(
+        _CONFIG.value, keep_auto=True
+    )  # Before jax is imported: a typing error should not wait for that.
     try:
         import jax  # noqa: F401
     except ValueError as error:  # Of a variable that jax reads.

@@ -19,6 +19,7 @@ from fftlm_jax.config.limits import (
     within,
 )
 from fftlm_jax.config.traits import MIXERS, OPTIMIZERS
+from fftlm_jax.runtime.matrix_units import automatic_dtype
 
 Cutoff = int | float | str
 
@@ -77,9 +78,9 @@ class ModelConfig:
         resume=FREE,
     )
     dtype: str = key(
-        "float32",
-        "Type of the matrix products, float32 or bfloat16; weights and losses are always float32.",
-        one_of("float32", "bfloat16"),
+        "auto",
+        "Type of the matrix products: float32, bfloat16, or auto; weights, sums and losses are always float32.",
+        one_of("auto", "float32", "bfloat16"),
     )
     precision: str = key(
         "default",
@@ -88,6 +89,12 @@ class ModelConfig:
         resume=ASKED,
         is_later=True,
     )
+
+    def dtype_on(self, platform: str) -> str:
+        """What `dtype` is on a platform: bfloat16 by itself where there are units for it, and no FFT is asked for."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float32" if self.conv_method == "fft" else automatic_dtype(platform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +243,12 @@ class OptimConfig:
         one_of("polar_express", "ns5", "dion", "gram", "svd"),
     )
     polar_steps: int = key(5, "Iterations for the polar factor.", between(1, 64))
+    polar_dtype: str = key(
+        "auto",
+        "Type of the products for the polar factor: float32, bfloat16, or auto.",
+        one_of("auto", "float32", "bfloat16"),
+        is_later=True,
+    )
     shape: str = key(
         "keller",
         "Scale of updates by shape: keller max(1, out/in)^0.5, spectral (out/in)^0.5, rms or none.",

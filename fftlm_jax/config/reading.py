@@ -18,14 +18,17 @@ from fftlm_jax.runtime.untrusted import printable, shown, shown_name
 _MOST_UNKNOWN = 20  # Unknown keys of a section that are named.
 _MOST_FAULTS = 50  # That are told at once.
 _LONGEST_TUPLE = 2**16  # Entries.
+AUTO = "auto"
+_TYPES = (("model", "dtype"), ("optim", "polar_dtype"))
 
 
-def read_config(values: Mapping[str, Any], *, with_data: bool = True) -> Config:
+def read_config(values: Mapping[str, Any], *, with_data: bool = True, keep_auto: bool = False) -> Config:
     """Checks names, types and ranges of a (possibly nested ConfigDict) mapping and freezes it.
 
     Args:
         values: every key of `configs/aligned.py`.
         with_data: whether the corpus must be there; a saved model can be used without it.
+        keep_auto: leave types that are "auto" as they are: JAX, which knows the platform, is then not needed.
 
     Raises:
         ConfigError: with every fault found, including those of the rules between keys.
@@ -37,7 +40,43 @@ def read_config(values: Mapping[str, Any], *, with_data: bool = True) -> Config:
     faults += faults_between_keys(sections, with_data)
     if faults:
         raise ConfigError(_the_first(faults))
-    return Config(**sections)
+    config = Config(**sections)
+    return config if keep_auto else settled(config)
+
+
+def settled(config: Config) -> Config:
+    """The config with the types that "auto" becomes on the platform that is traced for.
+
+    Several processes on CPUs, whose units may differ, take float32.
+    """
+    import jax  # Imported late: configs are checked before JAX is there.
+
+    from fftlm_jax.runtime.platform import traced_platform
+
+    model, optim = config.model, config.optim
+    if AUTO not in (model.dtype, optim.polar_dtype):
+        return config
+    platform = traced_platform()
+    may_differ = model.dtype == AUTO and platform == "cpu" and jax.process_count() > 1
+    dtype = "float32" if may_differ else model.dtype_on(platform)
+    polar_dtype = optim.polar_dtype
+    if polar_dtype == AUTO:
+        polar_dtype = dtype if platform == "cpu" else "bfloat16"
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, dtype=dtype),
+        optim=dataclasses.replace(optim, polar_dtype=polar_dtype),
+    )
+
+
+def with_types_of(values: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that resumes a run: types that are "auto" stay what they became when it began."""
+    kept = dict(values)
+    for section, name in _TYPES:
+        old = saved.get(section)
+        if isinstance(old, Mapping) and old.get(name, AUTO) != AUTO and kept[section][name] == AUTO:
+            kept[section] = {**kept[section], name: old[name]}
+    return kept
 
 
 def read_model_config(values: Mapping[str, Any]) -> ModelConfig:
@@ -154,6 +193,9 @@ def _as_lists(value: Any) -> Any:
 def changes_of(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Differences from a saved config that change what a run computes, as dotted key -> (old, new)."""
     found = differences(with_later_keys(saved), to_dict(config))
+    # A type that is "auto" in a saved config is of an earlier version, which did not write what it became.
+    types = {f"{section}.{name}" for section, name in _TYPES}
+    found = {name: pair for name, pair in found.items() if name not in types or pair[0] != AUTO}
     return {name: pair for name, pair in found.items() if resume_policy(name) != FREE}
 
 

@@ -21,7 +21,7 @@ from flax import nnx
 from fftlm_jax.config.cutoff import freq_bins
 from fftlm_jax.config.schema import Config, ModelConfig
 from fftlm_jax.config.traits import MIXERS
-from fftlm_jax.model.layers import VOCABULARY, ByteHead, linear, project
+from fftlm_jax.model.layers import VOCABULARY, ByteHead, Projection, activation_dtype, compute_dtype
 from fftlm_jax.model.mixers import MIXER_MODULES
 from fftlm_jax.model.spectral_memory import SpectralMemory
 from fftlm_jax.parallel import regathering, whole
@@ -34,13 +34,13 @@ class FeedForward(nnx.Module):
     """Position-wise two-layer network with the tanh form of GELU (2.5 times faster on CPU than the erf form)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        D, dtype = config.d_model, jnp.dtype(config.dtype)
+        D, dtype = config.d_model, compute_dtype(config)
         hidden = round(D * config.ffn_mult)
-        self.w_up = linear(D, hidden, 1.0, dtype, rngs)
-        self.w_down = linear(hidden, D, (2 * config.n_layers) ** -0.5, dtype, rngs)
+        self.w_up = Projection(D, hidden, 1.0, dtype, rngs)
+        self.w_down = Projection(hidden, D, (2 * config.n_layers) ** -0.5, dtype, rngs)
 
     def __call__(self, z_BTD: jax.Array) -> jax.Array:
-        return project(self.w_down, jax.nn.gelu(project(self.w_up, z_BTD), approximate=True))
+        return self.w_down(jax.nn.gelu(self.w_up(z_BTD), approximate=True))
 
 
 class ResidualBlock(nnx.Module):
@@ -88,7 +88,7 @@ class LanguageModel(nnx.Module):
         self.final_norm = nnx.RMSNorm(config.d_model, dtype=jnp.float32, rngs=rngs)
         if config.memory != "none":
             self.memory = SpectralMemory(config, rngs)
-        self.head = ByteHead(config.d_model, config.chunk, rngs)
+        self.head = ByteHead(config, rngs)
 
     def __call__(self, bytes_BT: jax.Array, low_pass: LowPass, dropout_key: jax.Array | None = None) -> jax.Array:
         """The hidden states that the head reads.
@@ -99,16 +99,16 @@ class LanguageModel(nnx.Module):
             dropout_key: seeds dropout; None (evaluation) switches it off.
 
         Returns:
-            hidden_BTD in the compute dtype; state t depends on bytes 0..t only.
+            hidden_BTD, see `activation_dtype`; state t depends on bytes 0..t only.
         """
-        dtype = jnp.dtype(self.config.dtype)
+        dtype = activation_dtype(self.config)
         x_BTD = self.embed(bytes_BT.astype(jnp.int32)).astype(dtype)
         graph, layers = nnx.split(self.blocks)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.n_layers)
 
         def layer(x: jax.Array, inputs: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
             params, key = inputs
-            return nnx.merge(graph, whole(params, dtype))(x, low_pass, key), None
+            return nnx.merge(graph, whole(params, compute_dtype(self.config)))(x, low_pass, key), None
 
         remat = self.config.remat == "blocks"
         layer = jax.checkpoint(layer) if remat else regathering(layer)
@@ -117,17 +117,18 @@ class LanguageModel(nnx.Module):
         unroll = self.config.n_layers if traced_platform() == "cpu" and not remat else 1
         x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, keys), unroll=unroll)
         hidden_BTD = self.final_norm(x_BTD).astype(dtype)
-        return hidden_BTD if self.config.memory == "none" else hidden_BTD + self.memory(bytes_BT)
+        return hidden_BTD if self.config.memory == "none" else hidden_BTD + self.memory(bytes_BT).astype(dtype)
 
 
 def build(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     """Static graph definition and the abstract (shape, dtype) parameter tree of a model, without allocating it."""
-    graph, params = _traced(config)
+    graph, params = _traced(config, traced_platform())
     return graph, jax.tree.map(lambda leaf: leaf, params)  # A tree of the caller's own, which may be changed.
 
 
 @functools.lru_cache(maxsize=32)  # Tracing takes 40 ms, and a run asks several times.
-def _traced(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+def _traced(config: ModelConfig, platform: str) -> tuple[nnx.GraphDef, Params]:
+    del platform  # By which the type of products may differ, which the graph holds.
     graph, state = nnx.split(nnx.eval_shape(lambda: LanguageModel(config, nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
 

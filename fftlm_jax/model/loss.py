@@ -16,6 +16,7 @@ from flax import nnx
 
 from fftlm_jax.config.schema import Config, ObjectiveConfig
 from fftlm_jax.model.language_model import Params
+from fftlm_jax.model.layers import compute_dtype
 from fftlm_jax.parallel import whole
 from fftlm_jax.spectral import LowPass
 
@@ -69,7 +70,7 @@ def score(
     W = windows_BW.shape[1]
     T = W - chunk
     # Blocks gather their own parameters, layer by layer.
-    dtype = jnp.dtype(nnx.merge(graph, params).config.dtype)
+    dtype = compute_dtype(nnx.merge(graph, params).config)
     params = {name: part if name == "blocks" else whole(part, dtype) for name, part in params.items()}
     model = nnx.merge(graph, params)
     hidden_BTD = model(windows_BW[:, :T], low_pass, dropout_key)

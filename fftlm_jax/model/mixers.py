@@ -19,7 +19,7 @@ from flax import nnx
 
 from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.config.traits import MIXERS, MixerTraits
-from fftlm_jax.model.layers import linear, project
+from fftlm_jax.model.layers import Projection, compute_dtype
 from fftlm_jax.parallel import on_own_rows
 from fftlm_jax.spectral import (
     LowPass,
@@ -53,20 +53,20 @@ class AttentionMixer(nnx.Module):
     parameter_rules: ClassVar = (("attention", r"w_[qkvo]/kernel"),)
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        D, dtype = config.d_model, jnp.dtype(config.dtype)
+        D, dtype = config.d_model, compute_dtype(config)
         self.heads = config.attention_heads
         self.seq_len = config.seq_len
-        self.w_q = linear(D, D, 1.0, dtype, rngs)
-        self.w_k = linear(D, D, 1.0, dtype, rngs)
-        self.w_v = linear(D, D, 1.0, dtype, rngs)
-        self.w_o = linear(D, D, (2 * config.n_layers) ** -0.5, dtype, rngs)
+        self.w_q = Projection(D, D, 1.0, dtype, rngs)
+        self.w_k = Projection(D, D, 1.0, dtype, rngs)
+        self.w_v = Projection(D, D, 1.0, dtype, rngs)
+        self.w_o = Projection(D, D, (2 * config.n_layers) ** -0.5, dtype, rngs)
 
     def __call__(self, z_BTD: jax.Array, low_pass: LowPass) -> jax.Array:
         """Applies attention. There are no kernels for `low_pass` to limit; the config refuses a curriculum."""
         del low_pass
         q, k, v = self._heads(z_BTD)
         y_BTHE = jax.nn.dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
-        return project(self.w_o, y_BTHE.reshape(z_BTD.shape))
+        return self.w_o(y_BTHE.reshape(z_BTD.shape).astype(z_BTD.dtype))
 
     def kernels(self, low_pass: LowPass) -> None:
         """There are none."""
@@ -103,11 +103,11 @@ class AttentionMixer(nnx.Module):
         is_seen = window.real_BW[:, None, None] & ((lag_SW >= 0) & (lag_SW < self.seq_len))
         weights_BHSW = jax.nn.softmax(jnp.where(is_seen, logits_BHSW, -jnp.inf)).astype(values.dtype)
         y_BSHE = jnp.einsum("bhsw,bhew->bshe", weights_BHSW, values)
-        return project(self.w_o, y_BSHE.reshape(z_BSD.shape)), window
+        return self.w_o(y_BSHE.reshape(z_BSD.shape).astype(z_BSD.dtype)), window
 
     def _heads(self, z_BTD: jax.Array) -> tuple[jax.Array, ...]:
         B, T, _ = z_BTD.shape
-        return tuple(project(w, z_BTD).reshape(B, T, self.heads, -1) for w in (self.w_q, self.w_k, self.w_v))
+        return tuple(w(z_BTD).astype(w.dtype).reshape(B, T, self.heads, -1) for w in (self.w_q, self.w_k, self.w_v))
 
 
 def rotate(x_BTHE: jax.Array) -> jax.Array:
@@ -155,7 +155,7 @@ class ConvolutionMixer(nnx.Module):
     )
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        D, dtype = config.d_model, jnp.dtype(config.dtype)
+        D, dtype = config.d_model, compute_dtype(config)
         self.method = config.conv_method
         self.kernel_basis = config.kernel_basis
         taps = initial_taps(rngs.params(), config.conv_heads, config.kernel_len)
@@ -167,15 +167,15 @@ class ConvolutionMixer(nnx.Module):
         self.dtype = dtype
         self.projections = config.projections
         if config.projections:
-            self.w_in = linear(D, D, 1.0, dtype, rngs)
-            self.w_gate = linear(D, D, 1.0, dtype, rngs)
-            self.w_out = linear(D, D, (2 * config.n_layers) ** -0.5, dtype, rngs)
+            self.w_in = Projection(D, D, 1.0, dtype, rngs)
+            self.w_gate = Projection(D, D, 1.0, dtype, rngs)
+            self.w_out = Projection(D, D, (2 * config.n_layers) ** -0.5, dtype, rngs)
 
     def __call__(self, z_BTD: jax.Array, low_pass: LowPass) -> jax.Array:
         taps_HK = self.kernels(low_pass)
 
         def convolve(u_BTD: jax.Array, taps_HK: jax.Array) -> jax.Array:
-            y = causal_convolve(u_BTD, taps_HK, self.method)
+            y = causal_convolve(u_BTD, taps_HK, self.method, self.dtype)
             return low_pass_signal(y, low_pass, taps_HK.shape[-1]) if low_pass.method == "signal" else y
 
         return self._outputs(on_own_rows(convolve, self._inputs(z_BTD), taps_HK), z_BTD)
@@ -197,18 +197,19 @@ class ConvolutionMixer(nnx.Module):
 
     def extend(self, past_BDW: jax.Array, z_BSD: jax.Array, matrix_HWS: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The mixer at the S positions that follow a past; also the past and they as one window [B, D, K - 1 + S]."""
-        window_BDW = jnp.concatenate([past_BDW, self._inputs(z_BSD).swapaxes(1, 2)], axis=-1)
-        return self._outputs(convolve_window(window_BDW, matrix_HWS), z_BSD), window_BDW
+        u_BDS = self._inputs(z_BSD).swapaxes(1, 2).astype(past_BDW.dtype)
+        window_BDW = jnp.concatenate([past_BDW, u_BDS], axis=-1)
+        return self._outputs(convolve_window(window_BDW, matrix_HWS).astype(z_BSD.dtype), z_BSD), window_BDW
 
     def _inputs(self, z_BTD: jax.Array) -> jax.Array:
-        return project(self.w_in, z_BTD) if self.projections else z_BTD
+        return self.w_in(z_BTD) if self.projections else z_BTD
 
     def _outputs(self, y_BTD: jax.Array, z_BTD: jax.Array) -> jax.Array:
         # In float32, as is then the gradient of the gain, a sum over all positions.
         y_BTD = (y_BTD * self.gain[...]).astype(y_BTD.dtype)
         if not self.projections:
             return y_BTD
-        return project(self.w_out, y_BTD * jax.nn.silu(project(self.w_gate, z_BTD)))
+        return self.w_out(y_BTD * jax.nn.silu(self.w_gate(z_BTD)))
 
 
 MIXER_MODULES: dict[str, type[nnx.Module]] = {"attention": AttentionMixer, "convolution": ConvolutionMixer}

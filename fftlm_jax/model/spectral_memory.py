@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fftlm_jax.config.schema import ModelConfig
-from fftlm_jax.model.layers import linear, project
+from fftlm_jax.model.layers import Projection, compute_dtype
 from fftlm_jax.parallel import on_own_rows
 
 _INITIAL_RHO = 0.95
@@ -59,10 +59,10 @@ class SpectralMemory(nnx.Module):
         if self.kind == "aligned":
             self.theta = nnx.Param(jnp.zeros((bins,)))  # Before pi * tanh.
         # Small: the blocks should not have to unlearn it.
-        self.w_read = linear(2 * bins, config.d_model, 0.1, jnp.dtype(config.dtype), rngs)
+        self.w_read = Projection(2 * bins, config.d_model, 0.1, compute_dtype(config), rngs)
 
     def __call__(self, bytes_BT: jax.Array) -> jax.Array:
-        """Reads the memory at every position: [B, T] bytes -> [B, T, D]."""
+        """Reads the memory at every position: [B, T] bytes -> [B, T, D], float32."""
         rho_F = jax.nn.sigmoid(self.rho[...])
         # The whole recurrence, not the FFTs alone: a device would send a few numbers to the others at every piece.
         if self.kind == "polar":
@@ -71,10 +71,8 @@ class SpectralMemory(nnx.Module):
             theta_F = jnp.pi * jnp.tanh(self.theta[...])
             states_BNF = on_own_rows(functools.partial(_aligned_memory, piece=self.piece), bytes_BT, rho_F, theta_F)
         features = jnp.concatenate([states_BNF.real, states_BNF.imag], axis=-1)
-        read_BND = project(self.w_read, jnp.pad(features, ((0, 0), (1, 0), (0, 0))))
-        # Read in float32, so that the gradients of all readers of a state are added in it.
-        read_BTD = read_BND.astype(jnp.float32)[:, pieces_done(bytes_BT.shape[1], self.piece)]
-        return read_BTD.astype(read_BND.dtype)
+        read_BND = self.w_read(jnp.pad(features, ((0, 0), (1, 0), (0, 0))))
+        return read_BND[:, pieces_done(bytes_BT.shape[1], self.piece)]
 
     def empty_past(self, batch: int) -> MemoryPast:
         """Nothing heard yet."""
@@ -102,7 +100,7 @@ class SpectralMemory(nnx.Module):
         spectra_NBF = piece_spectra(pieces_BNP, P).swapaxes(0, 1)
         _, states_NBF = jax.lax.scan(advance, past.state_BF, (spectra_NBF, ends_BN.T))
         states_BNF = jnp.concatenate([past.state_BF[:, None], states_NBF.swapaxes(0, 1)], axis=1)
-        read_BND = project(self.w_read, jnp.concatenate([states_BNF.real, states_BNF.imag], axis=-1))
+        read_BND = self.w_read(jnp.concatenate([states_BNF.real, states_BNF.imag], axis=-1))
         newest_BS = (past.phase_B[:, None] + 1 + jnp.arange(S)) // P
         read_BSD = jnp.take_along_axis(read_BND, newest_BS[..., None], axis=1)
         return read_BSD, MemoryWindow(states_BNF, recent_BW, past.phase_B)

@@ -24,7 +24,7 @@ from flax import nnx
 
 from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.model.language_model import LanguageModel, Params
-from fftlm_jax.model.layers import VOCABULARY, column_product, products_at
+from fftlm_jax.model.layers import VOCABULARY, Projection, activation_dtype, column_product, compute_dtype, products_at
 from fftlm_jax.model.spectral_memory import MemoryPast, MemoryWindow, past_of
 from fftlm_jax.runtime.platform import traced_platform
 from fftlm_jax.spectral import LowPass
@@ -70,7 +70,7 @@ def lay_out(config: ModelConfig, graph: nnx.GraphDef, params: Params, low_pass: 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _lay_out(config: ModelConfig, graph: nnx.GraphDef, params: Params, low_pass: LowPass) -> tuple[Any, ...]:
-    dtype = jnp.dtype(config.dtype)
+    dtype = compute_dtype(config)
     layers = [jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(config.n_layers)]
     kernels = tuple(_model(graph, params, layer).blocks.mixer.kernels(low_pass) for layer in layers)
     chunk_XD = params["head"]["kernel"].transpose(0, 2, 1).reshape(-1, config.d_model).astype(dtype)
@@ -91,13 +91,13 @@ class Stream:
         models = [_model(graph, weights.rest, layer) for layer in weights.blocks]
         self._model, self._blocks = models[0], [model.blocks for model in models]
         self._weights = weights
-        self._dtype, self._precision = jnp.dtype(config.dtype), config.precision
+        self._dtype, self._precision = activation_dtype(config), config.precision
         self._block = block
         self._prepared = [b.mixer.at_width(k, block) for b, k in zip(self._blocks, weights.kernels, strict=True)]
         for layer in self._blocks if _by_columns() else ():
             for _, module in nnx.iter_modules(layer):
-                if isinstance(module, nnx.Linear):
-                    module.dot_general = column_product
+                if isinstance(module, Projection):
+                    module.by_columns = True
 
     def empty(self, batch: int) -> StreamState:
         """The state before the first byte."""
@@ -119,7 +119,7 @@ class Stream:
         hidden_BSD, memory = self._model.final_norm(x_BSD).astype(self._dtype), None
         if self._memory:
             read_BSD, memory = self._memory.extend(state.memory, bytes_BS)
-            hidden_BSD = hidden_BSD + read_BSD
+            hidden_BSD = hidden_BSD + read_BSD.astype(self._dtype)
         hidden_BTD = jnp.concatenate([state.hidden_BD[:, None], hidden_BSD], axis=1)
         return hidden_BSD, Trail(tuple(windows), memory, hidden_BTD)
 
@@ -147,9 +147,9 @@ class Stream:
         return self._logits(hidden, self._weights.chunk_XD).reshape(*hidden.shape[:-1], -1, VOCABULARY)
 
     def _logits(self, hidden: jax.Array, matrix_ED: jax.Array) -> jax.Array:
-        flat_ND = hidden.reshape(-1, hidden.shape[-1])
+        flat_ND = hidden.reshape(-1, hidden.shape[-1]).astype(matrix_ED.dtype)
         with products_at(self._precision):
-            logits_NE = column_product(flat_ND, matrix_ED, preferred_element_type=jnp.float32)
+            logits_NE = column_product(flat_ND, matrix_ED, jnp.float32)
         return logits_NE.reshape(*hidden.shape[:-1], -1)
 
     @property

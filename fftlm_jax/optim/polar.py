@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fftlm_jax.runtime.platform import traced_platform
+from fftlm_jax.runtime.platform import multiply, traced_platform
 
 Quintic = tuple[float, float, float]
 
@@ -188,7 +188,7 @@ def _apply(x: jax.Array, method: PolarMethod, steps: int | None, preconditioning
     # Unrolled: XLA then keeps a sharding constraint through the steps, where it gathers inside a scan.
     for a, b, c in coefficients:
         gram = _gram(x) if gram is None else gram
-        x, gram = a * x + (b * gram + c * (gram @ gram)) @ x, None
+        x, gram = a * x + _product(b * gram + c * _product(gram, gram), x), None
     return x
 
 
@@ -206,18 +206,22 @@ def _coefficients(method: str | Sequence[Quintic], steps: int | None) -> tuple[Q
 
 
 def _gram(x: jax.Array) -> jax.Array:
-    return x @ jnp.swapaxes(x.conj(), -1, -2)
+    return _product(x, jnp.swapaxes(x.conj(), -1, -2))
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return multiply(a, b).astype(a.dtype)
 
 
 def _iterate_gram(x: jax.Array, coefficients: Sequence[Quintic]) -> jax.Array:
     """The same polynomials, multiplied together as m x m matrices and applied to X once."""
     gram, product, identity = _gram(x), None, jnp.eye(x.shape[-2], dtype=x.dtype)
     for step, (a, b, c) in enumerate(coefficients):
-        factor = a * identity + b * gram + c * (gram @ gram)
-        product = factor if product is None else factor @ product
+        factor = a * identity + b * gram + c * _product(gram, gram)
+        product = factor if product is None else _product(factor, product)
         if step + 1 < len(coefficients):
-            gram = factor @ gram @ factor
-    return x if product is None else product @ x
+            gram = _product(_product(factor, gram), factor)
+    return x if product is None else _product(product, x)
 
 
 def _precondition(x: jax.Array, kind: str, safety: float) -> tuple[jax.Array, jax.Array]:

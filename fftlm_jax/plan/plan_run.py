@@ -52,13 +52,15 @@ def _plan(values: Mapping[str, Any], machine: machines.Machine, advise: bool) ->
     import jax
 
     from fftlm_jax.config.reading import read_config, to_dict
+    from fftlm_jax.runtime.platform import tracing_for
     from fftlm_jax.training.run_parts import config_of
 
     # Of no use to programs that cannot be loaded, and it would write one for each.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = read_config(values, with_data=False)
-    if config.init.checkpoint:  # Its architecture is that of another run.
-        config = config_of(values)
+    with tracing_for(machine.chip.platform):  # Which decides on types that are "auto".
+        config = read_config(values, with_data=False)
+        if config.init.checkpoint:  # Its architecture is that of another run.
+            config = config_of(values)
     devices = machines.devices_of(machine)
     plan = _plan_config(config, machine, devices)
     if not advise:

@@ -1,18 +1,17 @@
-"""The process: command lines and how commands end, signals, malloc, and XLA flags."""
+"""The process: command lines and how commands end, signals, and malloc."""
 
 import argparse
 import contextlib
 import ctypes
 import errno
 import importlib
-import importlib.metadata
 import os
 import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -252,21 +251,3 @@ def keep_freed_blocks(environment: Mapping[str, str]) -> bool:
     # One arena: those that other threads would get hold at most 64 MiB, and larger blocks would be mapped after all.
     options = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _KEPT), (_M_TRIM_THRESHOLD, _NEVER_TRIM))
     return all([bool(mallopt(*option)) for option in options])
-
-
-CPU_FLAGS = (
-    "--xla_cpu_prefer_vector_width=512",
-    "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT",
-)
-_KNOWN_SINCE, _TESTED_BEFORE = (0, 10), (0, 13)
-
-
-def set_cpu_defaults(environment: MutableMapping[str, str]) -> None:
-    """Adds `CPU_FLAGS` to `environment` unless it has XLA_FLAGS or this jaxlib was not tested with them.
-
-    Measured on two AVX-512 cores, jaxlib 0.10.2 and 0.12: together 10 to 20 % more training steps per second. They
-    change bits, so `env.json` records them. An unknown flag aborts the process, hence the gate on jaxlib's version.
-    """
-    version = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
-    if "XLA_FLAGS" not in environment and _KNOWN_SINCE <= version < _TESTED_BEFORE:
-        environment["XLA_FLAGS"] = " ".join(CPU_FLAGS)

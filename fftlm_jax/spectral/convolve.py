@@ -22,7 +22,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fftlm_jax.runtime.platform import traced_platform
+from fftlm_jax.runtime.platform import multiply, traced_platform
 
 
 def fast_fft_length(minimum: int) -> int:
@@ -92,13 +92,19 @@ ConvolutionMethod = Literal["auto", "direct", "fft", "toeplitz"]
 CONVOLUTION_METHODS: tuple[ConvolutionMethod, ...] = ("auto", "direct", "fft", "toeplitz")
 
 
-def causal_convolve(u_BTD: jax.Array, kernel_HK: jax.Array, method: ConvolutionMethod = "auto") -> jax.Array:
+def causal_convolve(
+    u_BTD: jax.Array,
+    kernel_HK: jax.Array,
+    method: ConvolutionMethod = "auto",
+    dtype: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
     """Convolves every channel with its head's kernel, strictly causally.
 
     Args:
         u_BTD: inputs, float32 or bfloat16.
         kernel_HK: taps, `kernel_HK[:, i]` multiplying the input i steps ago. H must divide D. K may exceed T.
         method: `direct`, `fft`, `toeplitz`, or `auto` (see `choose_method`).
+        dtype: of the products of `toeplitz`, float32 or bfloat16; that of `u_BTD` by default.
 
     Returns:
         y_BTD, in the dtype of `u_BTD`.
@@ -112,24 +118,30 @@ def causal_convolve(u_BTD: jax.Array, kernel_HK: jax.Array, method: ConvolutionM
     if D % H:
         raise ValueError(f"{H} conv heads do not divide {D} channels")
     kernel_HK = kernel_HK[:, :T]  # Taps beyond the window only ever meet zeros.
+    dtype = u_BTD.dtype if dtype is None else dtype
     if method == "auto":
-        method = choose_method(K, T, traced_platform())
+        method = choose_method(K, T, traced_platform(), dtype)
     if method == "direct":
         return _direct(u_BTD, kernel_HK)
     if method == "fft":
         return fft_convolve(u_BTD, kernel_HK)
     if method == "toeplitz":
-        return toeplitz_convolve(u_BTD, kernel_HK)
+        return toeplitz_convolve(u_BTD.astype(dtype), kernel_HK).astype(u_BTD.dtype)
     raise ValueError(f"convolution method {method!r} is none of {', '.join(CONVOLUTION_METHODS)}")
 
 
-def choose_method(kernel_len: int, seq_len: int, platform: str) -> ConvolutionMethod:
+def choose_method(
+    kernel_len: int, seq_len: int, platform: str, dtype: jax.typing.DTypeLike = jnp.float32
+) -> ConvolutionMethod:
     """The fixed rule behind `auto`, read off `experiments/bench.py`; never timed at start-up, so runs repeat.
 
     Toeplitz up to 32 taps on CPU (at 64 the two are equally fast, or the FFT is by 7 %), and up to 1024 on
-    accelerators, which multiply matrices far faster than they transform (by arithmetic, unmeasured).
+    accelerators, which multiply matrices far faster than they transform (by arithmetic, unmeasured). In bfloat16 on
+    CPU, up to 128 taps: a training step is as fast (within 4 %), and the round-off that an FFT carries from later
+    inputs to earlier outputs, 1e-7 of their size, could there tip a rounding of 4e-3.
     """
-    return "toeplitz" if min(kernel_len, seq_len) <= (32 if platform == "cpu" else 1024) else "fft"
+    on_cpu = 128 if dtype == jnp.bfloat16 else 32
+    return "toeplitz" if min(kernel_len, seq_len) <= (on_cpu if platform == "cpu" else 1024) else "fft"
 
 
 def _direct(u_BTD: jax.Array, kernel_HK: jax.Array) -> jax.Array:
@@ -185,14 +197,14 @@ def _toeplitz_backward(saved: tuple[jax.Array, jax.Array], dy_BNLHd: jax.Array) 
 _block_toeplitz.defvjp(_toeplitz_forward, _toeplitz_backward)
 
 
-def _one_by_one() -> bool:
-    """Whether heads follow each other: on CPU, where the arrays of one then fit into the cache."""
-    return traced_platform() == "cpu"
+def _one_by_one(dtype: jax.typing.DTypeLike) -> bool:
+    """Whether heads follow each other: on CPU in float32, where the arrays of one then fit into the cache."""
+    return traced_platform() == "cpu" and dtype != jnp.bfloat16
 
 
 def _across_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -> jax.Array:
     """Blocks times their head's matrices, summed along the blocks, to later ones (direction 1) or earlier ones (-1)."""
-    if not _one_by_one():
+    if not _one_by_one(blocks_BNLHd.dtype):
         return _products(blocks_BNLHd, matrix_HJIL, direction).astype(blocks_BNLHd.dtype)
 
     def replace(h: jax.Array, blocks_BNLHd: jax.Array) -> jax.Array:
@@ -205,7 +217,7 @@ def _across_blocks(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: i
 
 def _matrix_gradient(blocks_BNLHd: jax.Array, dy_BNLHd: jax.Array, distances: int) -> jax.Array:
     """m[h, j, i, l] = sum_n x[n, i] dy[n + j, l] over rows and channels too, float32 [H, J, L, L]."""
-    if not _one_by_one():
+    if not _one_by_one(blocks_BNLHd.dtype):
         return _outer_products(blocks_BNLHd, dy_BNLHd, distances)
     of_head = lambda h: _outer_products(_head(blocks_BNLHd, h), _head(dy_BNLHd, h), distances)[0]  # noqa: E731
     return jax.lax.map(of_head, jnp.arange(blocks_BNLHd.shape[3]))
@@ -221,8 +233,11 @@ def _products(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -
     So no window of inputs is ever put together, which on CPU costs as much as the product, and all copies move runs of
     d channels.
     """
-    N, J = blocks_BNLHd.shape[1], matrix_HJIL.shape[1]
-    terms_HJLBNd = jnp.einsum("hjil,bnihd->hjlbnd", matrix_HJIL, blocks_BNLHd, preferred_element_type=jnp.float32)
+    B, N, L, H, d = blocks_BNLHd.shape
+    J = matrix_HJIL.shape[1]
+    matrix_HXI = matrix_HJIL.swapaxes(2, 3).reshape(H, J * L, L)
+    terms_HXY = multiply(matrix_HXI, blocks_BNLHd.transpose(3, 2, 0, 1, 4).reshape(H, L, B * N * d))
+    terms_HJLBNd = terms_HXY.astype(jnp.float32).reshape(H, J, L, B, N, d)
     y_HLBNd = terms_HJLBNd[:, 0]
     for j in range(1, min(J, N)):
         here, shift = (slice(None, N - j), (j, 0)) if direction > 0 else (slice(j, None), (0, j))
@@ -232,11 +247,13 @@ def _products(blocks_BNLHd: jax.Array, matrix_HJIL: jax.Array, direction: int) -
 
 def _outer_products(blocks_BNLHd: jax.Array, dy_BNLHd: jax.Array, distances: int) -> jax.Array:
     """`_matrix_gradient` of all heads at once: one product, the gradients of later blocks side by side."""
-    N = blocks_BNLHd.shape[1]
+    B, N, L, H, d = blocks_BNLHd.shape
     later_JBNLHd = jnp.stack(
         [jnp.pad(dy_BNLHd[:, j:], ((0, 0), (0, min(j, N)), (0, 0), (0, 0), (0, 0))) for j in range(distances)]
     )
-    return jnp.einsum("bnihd,jbnlhd->hjil", blocks_BNLHd, later_JBNLHd, preferred_element_type=jnp.float32)
+    later_HYX = later_JBNLHd.transpose(4, 1, 2, 5, 0, 3).reshape(H, B * N * d, distances * L)
+    product_HIX = multiply(blocks_BNLHd.transpose(3, 2, 0, 1, 4).reshape(H, L, B * N * d), later_HYX)
+    return product_HIX.astype(jnp.float32).reshape(H, L, distances, L).swapaxes(1, 2)
 
 
 def convolve_window(window_BDW: jax.Array, matrix_HWS: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 
 from fftlm_jax.checkpoints.run_directory import RunDirectory
 from fftlm_jax.checkpoints.save_restore import Checkpoints, Restored
-from fftlm_jax.config.reading import changes_of, refuse_changes, to_dict
+from fftlm_jax.config.reading import changes_of, refuse_changes, settled, to_dict
 from fftlm_jax.config.schema import LRConfig
 from fftlm_jax.curriculum import Answer, adaptive_factor, answer_to_raise
 from fftlm_jax.model.language_model import low_pass_at
@@ -56,6 +56,7 @@ def run(values: Mapping[str, Any], workdir: str | Path, *, overwrite: bool = Fal
         config = run_parts.config_of(values, saved_config)
         d = config.distributed
         join_processes(d.coordinator, d.processes, d.process_id, d.heartbeat)  # Before anything touches a device.
+        config = settled(config)
         if not overwrite:
             directory.require_usable(config.resume.mode)
             if saved_config is not None:

@@ -131,6 +131,7 @@ def _muon(
         _momentum(config, total_steps),
         method=config.polar,
         steps=config.polar_steps,
+        dtype=None if config.polar_dtype == "auto" else config.polar_dtype,
         alpha=_alpha(config, total_steps),
         mode=config.spectral_mode,
         normalize=config.spectral_normalize,

@@ -22,7 +22,7 @@ from fftlm_jax.checkpoints.saved_run import (
     source_config,
 )
 from fftlm_jax.config.cutoff import cutoff_passing, freq_bins
-from fftlm_jax.config.reading import read_config, require_same_corpus, to_dict
+from fftlm_jax.config.reading import read_config, require_same_corpus, settled, to_dict, with_types_of
 from fftlm_jax.config.schema import Config
 from fftlm_jax.curriculum import Answer, Controller, starting_cutoff
 from fftlm_jax.curriculum.controller import build_rule, initial_cutoff
@@ -51,7 +51,7 @@ def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None 
     compute.
 
     Args:
-        values: config with every key.
+        values: config with every key. With a coordinator, types that are "auto" stay so, see `settled`.
         saved_config: that of the run that is resumed, if any: it took its architecture over when it began, and the run
             it came from need not exist any more.
 
@@ -59,9 +59,12 @@ def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None 
         RunError: for a config or a setting that cannot be used.
     """
     require_supported_settings()
-    config = read_config(values)
-    if not config.distributed.coordinator:
+    config = read_config(values, keep_auto=True)
+    if saved_config is not None:
+        config = read_config(with_types_of(to_dict(config), saved_config), keep_auto=True)
+    if not config.distributed.coordinator:  # Else devices are there only when all processes have joined.
         require_devices()
+        config = settled(config)
     if not config.init.checkpoint:
         return config
     merged = to_dict(config)
@@ -72,7 +75,7 @@ def config_of(values: Mapping[str, Any], saved_config: Mapping[str, Any] | None 
         given = source.get(section)
         given = given if isinstance(given, Mapping) else {}
         merged[section].update({name: given[name] for name in names if name in given})
-    merged_config = read_config(merged)
+    merged_config = read_config(merged, keep_auto=True)
     if saved_config is None:
         require_held(config.init.checkpoint, merged_config.model)
     return merged_config

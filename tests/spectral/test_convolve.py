@@ -43,7 +43,7 @@ def compiled(method: str, form: str):
     @jax.jit
     def all_of(u, kernel, g):
         with pytest.MonkeyPatch.context() as monkeypatch:  # While it is traced.
-            monkeypatch.setattr("fftlm_jax.spectral.convolve._one_by_one", lambda: form == AS_ON_CPU)
+            monkeypatch.setattr("fftlm_jax.spectral.convolve._one_by_one", lambda dtype: form == AS_ON_CPU)
             y, transpose = jax.vjp(lambda u, kernel: causal_convolve(u, kernel, method), u, kernel)
             return y, *transpose(g)
 
@@ -189,7 +189,7 @@ def second_derivatives(method: str):
 def test_second_derivatives_through_a_scan_over_layers_equal_those_of_direct(method, form, monkeypatch):
     expected = second_derivatives("direct")
     assert min(float(np.abs(x).max()) for x in expected) > 0.1, "no product of nothing"
-    monkeypatch.setattr("fftlm_jax.spectral.convolve._one_by_one", lambda: form == "one by one")
+    monkeypatch.setattr("fftlm_jax.spectral.convolve._one_by_one", lambda dtype: form == "one by one")
     found = second_derivatives.__wrapped__(method)
     chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-3)
 

@@ -16,7 +16,7 @@ from fftlm_jax.export.exported_model import ExportedConfig
 from fftlm_jax.export.model_readme import readme
 from fftlm_jax.generation import Decoder, PlainDecoder, SamplingConfig, receptive_field
 from fftlm_jax.model import build, init_params
-from fftlm_jax.model.layers import linear, project
+from fftlm_jax.model.layers import Projection
 from fftlm_jax.model.mixers import MIXER_MODULES, register_mixer
 from fftlm_jax.model.parameters import by_name, group_sizes
 from fftlm_jax.runtime import faults
@@ -33,7 +33,7 @@ class LeakyMean(nnx.Module):
     parameter_rules: ClassVar = (("mixer", "w_heard/kernel"), ("gain", "leak"))
 
     def __init__(self, config, rngs):
-        self.w_heard = linear(config.d_model, config.d_model, 1.0, jnp.dtype(config.dtype), rngs)
+        self.w_heard = Projection(config.d_model, config.d_model, 1.0, jnp.dtype(config.dtype), rngs)
         self.leak = nnx.Param(jnp.zeros((config.d_model,)))
 
     def __call__(self, z_BTD, low_pass):
@@ -56,7 +56,7 @@ class LeakyMean(nnx.Module):
             h_BD = a_D * h_BD + (1 - a_D) * u_BD
             return h_BD, h_BD
 
-        _, states_SBD = jax.lax.scan(step, past_BD1[..., 0], project(self.w_heard, z_BSD).swapaxes(0, 1))
+        _, states_SBD = jax.lax.scan(step, past_BD1[..., 0], self.w_heard(z_BSD).swapaxes(0, 1))
         return states_SBD.swapaxes(0, 1), jnp.concatenate([past_BD1, states_SBD.transpose(1, 2, 0)], axis=-1)
 
 

@@ -21,7 +21,7 @@ from fftlm_jax.checkpoints.verification import main as verify_main
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime import faults
 from fftlm_jax.runtime.errors import CheckpointError
-from fftlm_jax.runtime.process import CPU_FLAGS
+from fftlm_jax.runtime.matrix_units import cpu_flags
 from fftlm_jax.training import run_parts
 from tests.tiny import NO_PICTURES, hash_of, main_here, run_main, start_main, tiny, write_words
 
@@ -167,7 +167,7 @@ def test_a_run_as_users_start_it_sets_flags_and_keeps_compiled_programs(argument
     done = run_main(*arguments, *options, env=plain)
     assert done.returncode == 0, done.stderr
     environment = json.loads((tmp_path / "run" / "env.json").read_text())
-    assert environment["xla_flags"] == " ".join(CPU_FLAGS)
+    assert environment["xla_flags"] == " ".join(cpu_flags())
     entries = list((tmp_path / "cache" / "fftlm_jax").rglob("*-cache"))
     assert entries and all(entry.with_name(f"{entry.name}.sha256").exists() for entry in entries)
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
