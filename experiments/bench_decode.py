@@ -1,5 +1,7 @@
 """Suite `decode` of `experiments.bench`: what a byte of generated text costs, by mode and by its place."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -25,18 +27,24 @@ _FOREVER = 1 << 30
 def bench_decode(rounds: int, workdir: str | None = None) -> list[Row]:
     """The model of `aligned`, one text: full passes against a cached state, chunks against bytes, late against early.
 
+    Those in float32; then bfloat16 against it, one text and eight side by side.
+
     Args:
         rounds: turns of each side.
         workdir: a trained run with a chunk head. How many drafted bytes stand depends on the weights, so speculative
             decoding is measured there or not at all.
     """
-    run = read_config(aligned.get_config(), with_data=False)
+    values = aligned.get_config()
+    values.model.dtype = "float32"
+    run = read_config(values, with_data=False)
     config, graph, params = run.model, build(run.model)[0], init_params(run.model, 0)
     decoder = Decoder(config, graph, evaluation_low_pass(run, cutoff=1))
+    low = dataclasses.replace(config, dtype="bfloat16")
+    low_decoder = Decoder(low, build(low)[0], decoder.low_pass)
 
-    def stream(mode: str = "byte", first: int = 256) -> Iterator[DecodedBytes]:
-        """Blocks of a text, after so many bytes were read or written."""
-        blocks = decoder.stream(params, [b"x" * 256], _FOREVER, _SAMPLING, mode=mode, block=_BLOCK)
+    def stream(mode: str = "byte", first: int = 256, rows: int = 1, by: Decoder = decoder) -> Iterator[DecodedBytes]:
+        """Blocks of texts, after so many bytes were read or written."""
+        blocks = by.stream(params, [b"x" * 256] * rows, _FOREVER, _SAMPLING, mode=mode, block=_BLOCK)
         return itertools.islice(blocks, (first - 256) // _BLOCK, None)
 
     cached, chunks, early, late = stream(), stream("chunk"), stream(), stream(first=8192)
@@ -53,6 +61,12 @@ def bench_decode(rounds: int, workdir: str | None = None) -> list[Row]:
             (f"{name}, cached, by its place", places),
         )
     ]
+    for texts in (1, 8):
+        for mode in ("byte", "chunk"):
+            streams = {kind.config.dtype: stream(mode, rows=texts, by=kind) for kind in (decoder, low_decoder)}
+            sides = {dtype: functools.partial(next, blocks) for dtype, blocks in streams.items()}
+            label = f"{name}, cached, {texts} {'texts' if texts > 1 else 'text'}, {mode} by {mode}"
+            rows.append(compare(label, sides, rounds, per="byte", units=dict.fromkeys(sides, _BLOCK)))
     return rows + ([drafts_of(workdir, rounds)] if workdir else [])
 
 

@@ -19,13 +19,15 @@ from fftlm_jax.training.optimizer import build_optimizer_of
 
 def bench_optimizer(rounds: int) -> list[Row]:
     """What Muon costs: alpha, grouping same-shape matrices, and a whole training step of 32,768 bytes."""
-    params = init_params(read_config(small.get_config()).model, 0)
+    params = init_params(_small_config().model, 0)
     gradients = jax.tree.map(lambda p: 1e-3 * jnp.cos(100 * p), params)
     updates = {
         name: optimizer_update(_muon_config(**{"optim.spectral_lr": alpha}), params, gradients)
         for name, alpha in (("alpha 0", 0.0), ("alpha 0.1", 0.1))
     }
-    adamw = {"adamw": optimizer_update(read_config(small.get_config()), params, gradients)}
+    low = {"optim.spectral_lr": 0.0, "optim.polar_dtype": "bfloat16"}
+    updates["alpha 0, bfloat16"] = optimizer_update(_muon_config(**low), params, gradients)
+    adamw = {"adamw": optimizer_update(_small_config(), params, gradients)}
     leaves = {f"w{i}": jax.random.normal(jax.random.key(i), (128, 128)) for i in range(36)}
     polars = {
         "optax, per leaf": optax.contrib.scale_by_muon(weight_dimension_numbers=_all_matrices(leaves)),
@@ -34,8 +36,9 @@ def bench_optimizer(rounds: int) -> list[Row]:
     grouped = {name: _update_of(tx, leaves, leaves) for name, tx in polars.items()}
     bytes_32k = {"train.batch_size": 128}
     steps = {
-        "adamw": training_step(_small_config(**bytes_32k)),
-        "muon": training_step(_muon_config(**bytes_32k)),
+        f"{name}, {dtype}": training_step(make(**bytes_32k, **{"model.dtype": dtype}))
+        for dtype in ("float32", "bfloat16")
+        for name, make in (("adamw", _small_config), ("muon", _muon_config))
     }
     return [
         compare("optimizer update of configs/small.py", {**updates, **adamw}, rounds),
@@ -46,7 +49,7 @@ def bench_optimizer(rounds: int) -> list[Row]:
 
 def _small_config(**overrides: Any) -> Config:
     values = small.get_config()
-    values.update_from_flattened_dict(overrides)
+    values.update_from_flattened_dict({"model.dtype": "float32", **overrides})
     return read_config(values)
 
 

@@ -1,11 +1,11 @@
 """Suite `step` of `experiments.bench`: whole training steps, against PyTorch and by method."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,6 +19,7 @@ from fftlm_jax.curriculum.controller import build_controller
 from fftlm_jax.model import build, init_params
 from fftlm_jax.model.language_model import low_pass_at
 from fftlm_jax.model.parameters import flops_per_byte
+from fftlm_jax.runtime.platform import multiply
 from fftlm_jax.training import run_parts
 from fftlm_jax.training.optimizer import build_optimizer_of
 from fftlm_jax.training.step import events, make_train_step
@@ -40,17 +41,21 @@ def _full_band(values: ConfigDict) -> ConfigDict:
 
 
 def _compare_steps(name: str, values: ConfigDict, rounds: int) -> Row:
+    values.model.dtype = "float32"
     config = read_config(values, with_data=False)
     label = f"training step of {name}'s model under AdamW, {config.train.batch_size} x {config.model.seq_len} bytes"
     sides: dict[str, Callable[[], Any]] = dict(_torch_sides(config))
-    for method in ("fft", "toeplitz"):
-        values.model.conv_method = method
-        sides[f"ours, {method}"] = training_step(read_config(values, with_data=False))
+    for dtype, method in (("float32", "fft"), ("float32", "toeplitz"), ("bfloat16", "auto")):
+        values.model.update(dtype=dtype, conv_method=method)
+        sides[f"ours, {method}, {dtype}"] = training_step(read_config(values, with_data=False))
     return compare(label, sides, rounds)
 
 
 def _torch_sides(config: Config) -> Mapping[str, Callable[[], Any]]:
-    """PyTorch's steps from the same weights, on the same windows, checked to begin at the same loss."""
+    """PyTorch's steps from the same weights, on the same windows, checked to begin at the same loss.
+
+    In float32, and in bfloat16 as its users have it: by autocast.
+    """
     peers = torch_peers()
     if peers is None:
         return {}
@@ -58,23 +63,26 @@ def _torch_sides(config: Config) -> Mapping[str, Callable[[], Any]]:
     ours = float(training_step(config)())
     sides = {}
     for name, convolve in peers.METHODS.items():
-        for compiled in (False, True):
-            step = peers.peer_training_step(config, params, windows, convolve, compiled=compiled)
-            np.testing.assert_allclose(float(step()), ours, rtol=1e-4)
-            sides[f"{name}, compiled" if compiled else f"{name}, eager"] = step
+        for dtype, compiled in itertools.product(("float32", "bfloat16"), (False, True)):
+            step = peers.peer_training_step(config, params, windows, convolve, dtype=dtype, compiled=compiled)
+            np.testing.assert_allclose(float(step()), ours, rtol=1e-4 if dtype == "float32" else 1e-2)
+            sides[f"{name}, {'compiled' if compiled else 'eager'}, {dtype}"] = step
     return sides
 
 
 def _products_alone(values: ConfigDict, rounds: int) -> Row:
-    """What the arithmetic of a step would take at the best rate of the feed-forward layer's first product, float32."""
+    """What the arithmetic of a step would take at the best rate of the feed-forward layer's first product."""
     config = read_config(values, with_data=False)
     N, D = config.train.batch_size * config.model.seq_len, config.model.d_model
     x_ND = jax.random.normal(jax.random.key(0), (N, D))
     w_DE = jax.random.normal(jax.random.key(1), (D, round(D * config.model.ffn_mult)))
-    sides: dict[str, Callable[[], Any]] = {"ours": functools.partial(jax.jit(jnp.matmul), x_ND, w_DE)}
+    sides: dict[str, Callable[[], Any]] = {}
     peers = torch_peers()
-    if peers:
-        sides["torch"] = peers.product_side(x_ND, w_DE)
+    for dtype in ("float32", "bfloat16"):
+        x, w = x_ND.astype(dtype), w_DE.astype(dtype)
+        sides[f"ours, {dtype}"] = functools.partial(jax.jit(multiply), x, w)
+        if peers:
+            sides[f"torch, {dtype}"] = peers.product_side(x_ND, w_DE, dtype)
     needed = flops_per_byte(config, init_params(config.model, config.seed)) * N
     row: Row = {"case": f"{needed / 1e9:.0f} GFLOP of a step at the best rate of a {N} x {D} x {w_DE.shape[1]} product"}
     for name, times in interleaved(sides, 4 * rounds).items():

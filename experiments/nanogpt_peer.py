@@ -81,8 +81,11 @@ def held_out_loss(model: GPT, text: torch.Tensor) -> float:
     return float(sum(losses)) / x.numel()
 
 
-def train(text: bytes, seed: int, every: int) -> list[dict[str, float]]:
-    """Trains to the end; returns step, seconds of training alone, and held-out nats at every so many steps."""
+def train(text: bytes, seed: int, every: int, dtype: str = "float32") -> list[dict[str, float]]:
+    """Trains to the end; returns step, seconds of training alone, and held-out nats at every so many steps.
+
+    In bfloat16 by autocast, as the recipe has it on GPUs; evaluations are in float32.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     characters = {byte: i for i, byte in enumerate(sorted(set(text)))}
@@ -101,7 +104,9 @@ def train(text: bytes, seed: int, every: int) -> list[dict[str, float]]:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         seconds += time.perf_counter() - begun
@@ -118,11 +123,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--data", type=path_option, required=True, help="a text, TinyShakespeare for the published figure"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations, which are not timed")
     parser.add_argument("--out", type=path_option, help="a JSON file for the records")
     args = parser.parse_args(arguments)
     with open(args.data, "rb") as file:
-        records = train(file.read(), args.seed, args.every)
+        records = train(file.read(), args.seed, args.every, args.dtype)
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:
             json.dump(records, file)

@@ -1,9 +1,10 @@
-"""Held-out loss over seconds of training: `shakespeare_cpu` beside nanoGPT's CPU recipe, one after the other, in pairs.
+"""Held-out loss over seconds of training: `shakespeare_cpu` beside nanoGPT's CPU recipe, one after the other, by seed.
 
     pip install -e ".[bench]"
-    python -m experiments.quality_per_second --data=tinyshakespeare.txt --out=runs/quality --pairs=2
+    python -m experiments.quality_per_second --data=tinyshakespeare.txt --out=runs/quality --seeds=2
 
-Pairs take turns, so that a slow hour of a shared machine slows both. Counted are the seconds of training steps alone;
+The peer runs in float32 and in bfloat16 (autocast), ours in the type that `model.dtype="auto"` is here. They take
+turns, so that a slow hour of a shared machine slows all. Counted are the seconds of training steps alone;
 compilation, of which PyTorch's eager steps have none, is printed beside them. Both score all of the last tenth.
 """
 
@@ -18,14 +19,15 @@ from fftlm_jax.checkpoints.run_directory import environment
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime.process import CommandParser, path_option
 
+DTYPES = ("float32", "bfloat16")
 TARGET = 1.886  # Nats: where nanoGPT's recipe ends, as measured before.
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_nanogpt(data: str, seed: int, out: Path) -> list[dict[str, float]]:
+def run_nanogpt(data: str, seed: int, out: Path, dtype: str) -> list[dict[str, float]]:
     """Records of step, seconds and held-out loss of one run of the peer."""
-    file = out / f"nanogpt_{seed}.json"
-    _child("-m", "experiments.nanogpt_peer", f"--data={data}", f"--seed={seed}", f"--out={file}")
+    file = out / f"nanogpt_{dtype}_{seed}.json"
+    _child("-m", "experiments.nanogpt_peer", f"--data={data}", f"--seed={seed}", f"--dtype={dtype}", f"--out={file}")
     return json.loads(file.read_text())
 
 
@@ -68,20 +70,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser("python -m experiments.quality_per_second", __doc__)
     parser.add_argument("--data", type=path_option, required=True, help="TinyShakespeare as one file")
     parser.add_argument("--out", type=path_option, required=True, help="a folder for runs and results")
-    parser.add_argument("--pairs", type=int, default=2, help="pairs of runs, seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=2, help="how many of each, from seed 0 on")
     parser.add_argument("--every", type=int, default=50, help="steps between our evaluations, which are not counted")
     args = parser.parse_args(arguments)
     data, out = str(args.data.resolve()), args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for seed in range(args.pairs):
-        peer = run_nanogpt(data, seed, out)
+    for seed in range(args.seeds):
+        peers = {dtype: run_nanogpt(data, seed, out, dtype) for dtype in DTYPES}
         ours, compiled = run_ours(data, seed, out, args.every)
-        rows.append(summary(peer, ours, compiled))
-        print(f"pair {seed}: {rows[-1]}", flush=True)
-    shares = [row["of nanoGPT's time"] for row in rows if row["of nanoGPT's time"]]
-    if shares:
-        print(f"median share of nanoGPT's time to {TARGET} nats: {statistics.median(shares):.3f}")
+        for dtype, peer in peers.items():
+            rows.append({"nanoGPT's type": dtype, **summary(peer, ours, compiled)})
+            print(f"seed {seed}: {rows[-1]}", flush=True)
+    for dtype in DTYPES:
+        shares = [row["of nanoGPT's time"] for row in rows if row["nanoGPT's type"] == dtype]
+        if all(shares):
+            print(f"median share of nanoGPT's time to {TARGET} nats, {dtype}: {statistics.median(shares):.3f}")
     (out / "quality.json").write_text(json.dumps({"environment": environment(), "pairs": rows}, indent=1))
     return 0
 

@@ -68,9 +68,9 @@ def convolution_sides(u: jax.Array, kernel: jax.Array, dy: jax.Array) -> dict[st
     return sides
 
 
-def product_side(x: jax.Array, w: jax.Array) -> Callable[[], torch.Tensor]:
-    """A call of `x @ w`."""
-    x, w = (torch.from_numpy(np.array(a)) for a in (x, w))
+def product_side(x: jax.Array, w: jax.Array, dtype: str = "float32") -> Callable[[], torch.Tensor]:
+    """A call of `x @ w` on operands, given in float32, of this type."""
+    x, w = (torch.from_numpy(np.array(a)).to(getattr(torch, dtype)) for a in (x, w))
     return lambda: x @ w
 
 
@@ -145,9 +145,12 @@ def peer_of(config: Config, params: Params, convolve: Convolution) -> LanguageMo
 
 
 def peer_training_step(
-    config: Config, params: Params, windows_BW: np.ndarray, convolve: Convolution, *, compiled: bool
+    config: Config, params: Params, windows_BW: np.ndarray, convolve: Convolution, *, dtype: str, compiled: bool
 ) -> Callable[[], torch.Tensor]:
-    """A function that trains the peer one step further at every call and returns the loss before the step."""
+    """A function that trains the peer one step further at every call and returns the loss before the step.
+
+    In bfloat16 by autocast: weights, optimizer, norms, losses and transforms stay in float32, as here.
+    """
     optim, model = config.optim, peer_of(config, params, convolve)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -163,7 +166,8 @@ def peer_training_step(
 
     def one_step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = forward(windows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = forward(windows)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
         optimizer.step()

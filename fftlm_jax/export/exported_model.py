@@ -46,6 +46,7 @@ from fftlm_jax.model.language_model import Params
 from fftlm_jax.model.layers import products_at
 from fftlm_jax.model.parameters import by_name, misfits
 from fftlm_jax.runtime.errors import CheckpointError, ConfigError, SaveError, UsageError
+from fftlm_jax.runtime.platform import tracing_to_export
 from fftlm_jax.runtime.untrusted import read_json
 from fftlm_jax.spectral import LowPass
 
@@ -216,7 +217,7 @@ def forward_program(config: ExportedConfig) -> bytes:
 
     (batch,) = export.symbolic_shape("batch")
     window = jax.ShapeDtypeStruct((batch, config.model.seq_len), np.uint8)
-    with _no_source_locations():
+    with _no_source_locations(), tracing_to_export():
         exported = export.export(jax.jit(forward), platforms=PLATFORMS)(tensors_of(build(config.model)[1]), window)
     return bytes(exported.serialize())
 

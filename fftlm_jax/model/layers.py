@@ -76,7 +76,7 @@ class Projection(nnx.Module):
         init = nnx.initializers.normal(stddev=scale * fan_in**-0.5)
         self.kernel = nnx.Param(init(rngs.params(), (fan_in, fan_out)))
         self.in_features, self.dtype = fan_in, dtype
-        self.by_columns = False  # While decoding on CPU: the kernel is then transposed, [E, D].
+        self.by_columns = False  # While decoding on CPU: the kernel is then transposed, [E, D], and rounded.
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[..., D] -> [..., E] in the dtype of `x_BTD`.
@@ -86,7 +86,7 @@ class Projection(nnx.Module):
         """
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         if self.by_columns:
-            y_NE = column_product(x_ND.astype(self.dtype), self.kernel.astype(self.dtype))
+            y_NE = column_product(rounded(x_ND, self.dtype), self.kernel[...])
         else:
             y_NE = product(x_ND, self.kernel[...], self.dtype)
         return y_NE.astype(x_BTD.dtype).reshape(*x_BTD.shape[:-1], -1)
@@ -124,7 +124,16 @@ def _low_product_backward(saved: tuple[jax.Array, ...], dy_NE: jax.Array) -> tup
 _low_product.defvjp(_low_product_forward, _low_product_backward)
 
 
-def column_product(x_ND: jax.Array, matrix_ED: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+def rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The values of `x` to the digits of `dtype`, for decoding: on CPU in float32, in which few products are faster."""
+    if traced_platform() != "cpu":
+        return x.astype(dtype)
+    digits = jnp.finfo(dtype)
+    # Not by two casts, which XLA may leave out.
+    return jax.lax.reduce_precision(x.astype(jnp.float32), digits.nexp, digits.nmant)
+
+
+def column_product(x_ND: jax.Array, matrix_ED: jax.Array) -> jax.Array:
     """`x @ matrix.T` in the order (matrix @ x.T).T, for few positions: what projections do while decoding.
 
     For few positions XLA's CPU backend spends its time on repacking the matrix of `x @ w` at every call; in this order,
@@ -132,5 +141,5 @@ def column_product(x_ND: jax.Array, matrix_ED: jax.Array, dtype: jax.typing.DTyp
     same at one; measured).
     """
     barrier = jax.lax.optimization_barrier
-    y_EN = jnp.matmul(matrix_ED, barrier(x_ND.T), preferred_element_type=dtype)
+    y_EN = jnp.matmul(matrix_ED, barrier(x_ND.T), preferred_element_type=jnp.float32)
     return barrier(y_EN).T

@@ -19,7 +19,7 @@ from flax import nnx
 
 from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.config.traits import MIXERS, MixerTraits
-from fftlm_jax.model.layers import Projection, compute_dtype
+from fftlm_jax.model.layers import Projection, compute_dtype, rounded
 from fftlm_jax.parallel import on_own_rows
 from fftlm_jax.spectral import (
     LowPass,
@@ -193,13 +193,14 @@ class ConvolutionMixer(nnx.Module):
 
     def empty_past(self, batch: int, taps_HK: jax.Array) -> jax.Array:
         """The inputs before the first: zeros [B, D, K - 1], as a training window sees them."""
-        return jnp.zeros((batch, self.gain.shape[0], taps_HK.shape[-1] - 1), self.dtype)
+        return rounded(jnp.zeros((batch, self.gain.shape[0], taps_HK.shape[-1] - 1)), self.dtype)
 
     def extend(self, past_BDW: jax.Array, z_BSD: jax.Array, matrix_HWS: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The mixer at the S positions that follow a past; also the past and they as one window [B, D, K - 1 + S]."""
-        u_BDS = self._inputs(z_BSD).swapaxes(1, 2).astype(past_BDW.dtype)
+        u_BDS = rounded(self._inputs(z_BSD).swapaxes(1, 2), self.dtype)
         window_BDW = jnp.concatenate([past_BDW, u_BDS], axis=-1)
-        return self._outputs(convolve_window(window_BDW, matrix_HWS).astype(z_BSD.dtype), z_BSD), window_BDW
+        y_BSD = convolve_window(window_BDW, rounded(matrix_HWS, self.dtype))
+        return self._outputs(rounded(y_BSD, self.dtype).astype(z_BSD.dtype), z_BSD), window_BDW
 
     def _inputs(self, z_BTD: jax.Array) -> jax.Array:
         return self.w_in(z_BTD) if self.projections else z_BTD

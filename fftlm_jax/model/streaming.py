@@ -24,7 +24,15 @@ from flax import nnx
 
 from fftlm_jax.config.schema import ModelConfig
 from fftlm_jax.model.language_model import LanguageModel, Params
-from fftlm_jax.model.layers import VOCABULARY, Projection, activation_dtype, column_product, compute_dtype, products_at
+from fftlm_jax.model.layers import (
+    VOCABULARY,
+    Projection,
+    activation_dtype,
+    column_product,
+    compute_dtype,
+    products_at,
+    rounded,
+)
 from fftlm_jax.model.spectral_memory import MemoryPast, MemoryWindow, past_of
 from fftlm_jax.runtime.platform import traced_platform
 from fftlm_jax.spectral import LowPass
@@ -73,12 +81,12 @@ def _lay_out(config: ModelConfig, graph: nnx.GraphDef, params: Params, low_pass:
     dtype = compute_dtype(config)
     layers = [jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(config.n_layers)]
     kernels = tuple(_model(graph, params, layer).blocks.mixer.kernels(low_pass) for layer in layers)
-    chunk_XD = params["head"]["kernel"].transpose(0, 2, 1).reshape(-1, config.d_model).astype(dtype)
+    chunk_XD = rounded(params["head"]["kernel"].transpose(0, 2, 1).reshape(-1, config.d_model), dtype)
 
     def matrix(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return leaf
-        return (leaf.T if _by_columns() else leaf).astype(dtype)
+        return rounded(leaf.T if _by_columns() else leaf, dtype)
 
     blocks = tuple(jax.tree.map_with_path(matrix, layer) for layer in layers)
     return blocks, kernels, chunk_XD[:VOCABULARY], chunk_XD
@@ -147,9 +155,9 @@ class Stream:
         return self._logits(hidden, self._weights.chunk_XD).reshape(*hidden.shape[:-1], -1, VOCABULARY)
 
     def _logits(self, hidden: jax.Array, matrix_ED: jax.Array) -> jax.Array:
-        flat_ND = hidden.reshape(-1, hidden.shape[-1]).astype(matrix_ED.dtype)
+        flat_ND = rounded(hidden.reshape(-1, hidden.shape[-1]), compute_dtype(self._model.config))
         with products_at(self._precision):
-            logits_NE = column_product(flat_ND, matrix_ED, jnp.float32)
+            logits_NE = column_product(flat_ND, matrix_ED)
         return logits_NE.reshape(*hidden.shape[:-1], -1)
 
     @property

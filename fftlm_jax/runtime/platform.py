@@ -13,6 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 # A context of JAX's own, so that no program that was traced for one platform is found in a cache for another.
 _TARGET = jax.make_user_context(None)
+_IS_PORTABLE = jax.make_user_context(False)
 
 
 def traced_platform() -> str:
@@ -26,6 +27,11 @@ def tracing_for(platform: str | None) -> contextlib.AbstractContextManager:
     It holds for the thread that enters it, as `jax.set_mesh` does.
     """
     return contextlib.nullcontext() if platform is None else _TARGET(platform)
+
+
+def tracing_to_export() -> contextlib.AbstractContextManager:
+    """The context for programs that other versions and platforms shall run: how arrays lie is left to them."""
+    return _IS_PORTABLE(True)
 
 
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -47,6 +53,6 @@ def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _by_rows(x: jax.Array) -> jax.Array:
     """The same array, on CPU really laid out by rows, even where it is the transpose of another."""
-    if traced_platform() != "cpu":
+    if traced_platform() != "cpu" or _IS_PORTABLE.value:
         return x
     return with_layout_constraint(jnp.asarray(x), Layout(tuple(range(x.ndim))))

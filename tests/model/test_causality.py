@@ -84,10 +84,15 @@ def moved_by(logits, t: int) -> np.ndarray:
     return np.abs(logits(changed) - logits(tokens)).max(axis=(1, 3, 4))
 
 
-@pytest.mark.parametrize("conv_method,tolerance", (("toeplitz", 0.0), ("fft", 3e-6)))
-def test_changed_bytes_move_no_earlier_logits(conv_method, tolerance):
+@pytest.mark.parametrize(
+    "conv_method,dtype,tolerance",
+    (("toeplitz", "float32", 0.0), ("fft", "float32", 3e-6), ("auto", "bfloat16", 0.0)),
+)
+def test_changed_bytes_move_no_earlier_logits(conv_method, dtype, tolerance):
     """At every cutoff; everything from t on is replaced, t inside a Toeplitz block (70) and at its border (128)."""
-    logits = compiled(model_config(conv_method=conv_method), *LOW_PASSES, LowPass(20, BINS, "minimum_phase", 8))
+    logits = compiled(
+        model_config(conv_method=conv_method, dtype=dtype), *LOW_PASSES, LowPass(20, BINS, "minimum_phase", 8)
+    )
     size = np.abs(logits(random_bytes())).max(axis=(1, 2, 3, 4))
     for t in (70, 128):
         moved = moved_by(logits, t)
@@ -113,6 +118,8 @@ def first_to_move(config: ModelConfig, low_passes: tuple[LowPass, ...], t: int) 
         {"memory": "polar"},
         {"memory": "polar", "memory_piece": 10},
         {"memory": "aligned", "mixer": "attention"},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "memory": "polar", "mixer": "attention"},
     ),
     ids=str,
 )
