@@ -30,26 +30,34 @@ from fftlm_jax.training.optimizer import build_optimizer_of
 from fftlm_jax.training.step import events
 
 _STEPS, _RAISE_AT, _AROUND = 120, 60, 10
+_LAST_RAISE = ((0, 0.25), (_RAISE_AT // 10, "full"))
+# Of the first raise, with another rung behind it, whose step is compiled while training goes on.
+_WITH_A_RUNG_BEHIND = ((0, 0.25), (_RAISE_AT // 10, 0.5), (_STEPS // 10 + 1, "full"))
 _ELSEWHERE = (30, 90, 110)  # Middles of as many steps without a raise.
 
 
 def bench_raise(rounds: int) -> list[Row]:
     """Real runs with one raise, compiled ahead and not; and the step with a traced cutoff against the static one."""
     rows = []
-    for name, is_ahead in (("compiled ahead", True), ("compiled when due", False)):
-        times = [_step_times(is_ahead) for _ in range(rounds)]
+    for name, schedule, is_ahead in (
+        ("compiled ahead", _LAST_RAISE, True),
+        ("compiled ahead, another rung behind it", _WITH_A_RUNG_BEHIND, True),
+        ("compiled when due", _LAST_RAISE, False),
+    ):
+        times = [_step_times(schedule, is_ahead) for _ in range(rounds)]
         rows.append(_slowest(f"around a raise, {name}", times, (_RAISE_AT,)))
         # What such a ratio comes to by the machine's noise alone.
         rows.append(_slowest("far from it, same runs", times, _ELSEWHERE))
-    config = read_config(_one_raise(), with_data=False)
+    config = read_config(_raises(_LAST_RAISE), with_data=False)
     sides = {"static": training_step(config), "traced": _traced_step(config)}
     return [*rows, compare("training step of configs/small.py, cutoff static or traced", sides, rounds)]
 
 
-def _one_raise() -> Any:
+def _raises(schedule: tuple[tuple[int, float | str], ...]) -> Any:
     values = small.get_config()
-    values.curriculum.update(rule="schedule", schedule=((0, 0.25), (_RAISE_AT // 10, "full")))
-    values.train.update(steps_per_epoch=10, epochs=_STEPS // 10, log_every=1000)
+    values.curriculum.update(rule="schedule", schedule=schedule)
+    values.train.update(steps_per_epoch=10, epochs=schedule[-1][0] + 1, log_every=1000)
+    values.train.epochs = max(values.train.epochs, _STEPS // 10)
     values.eval.update(every=10 * _STEPS, before_raise=False, max_bytes=4096)
     values.checkpoint.every = 10 * _STEPS
     values.sample.bytes = 0
@@ -71,21 +79,21 @@ def _slowest(where: str, times_by_run: Sequence[Sequence[float]], middles: Seque
     }
 
 
-def _step_times(is_ahead: bool) -> list[float]:
+def _step_times(schedule: tuple[tuple[int, float | str], ...], is_ahead: bool) -> list[float]:
     """Seconds from step to step, as users wait for them: a compilation counts into the step that it holds up."""
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(Controller, "upcoming_cutoff", Controller.upcoming_cutoff if is_ahead else lambda self: None),
     ):
         with contextlib.redirect_stdout(io.StringIO()):
-            run(_one_raise(), Path(folder, "run"))
+            run(_raises(schedule), Path(folder, "run"))
         records = read_metrics(Path(folder, "run", "metrics.jsonl"))
     waited = {r["step"]: r["waited"] for r in records if r.get("event") == "compiled"}
     size = small.get_config().train.batch_size * small.get_config().model.seq_len
     return [
         size / record["bytes_per_second"] + waited.get(record["step"] - 1, 0.0)
         for record in records
-        if record["kind"] == "train"
+        if record["kind"] == "train" and record["step"] <= _STEPS
     ]
 
 
