@@ -14,7 +14,7 @@ from configs import next_byte
 
 def get_config() -> ConfigDict:
     c = next_byte.get_config()
-    c.model.update(seq_len=128, kernel_len=32, d_model=64, n_layers=2)
+    c.model.update(seq_len=128, kernel_len=32, d_model=64, n_layers=2, dtype="float32")  # The same on every processor.
     # Fractions of Nyquist: 16, 32 and 64 of the 65 bins of this window are the documents' 128, 256 and 512 of 513.
     c.curriculum.update(rule="schedule", ladder=(0.25, 0.5, 1.0, "full"))
     c.curriculum.schedule = ((0, 0.25), (2, 0.5), (5, 1.0), (10, "full"))

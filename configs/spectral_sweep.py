@@ -14,7 +14,7 @@ from configs import next_byte
 
 def get_config() -> ConfigDict:
     c = next_byte.get_config()
-    c.model.update(seq_len=128, kernel_len=32, d_model=96, n_layers=3)
+    c.model.update(seq_len=128, kernel_len=32, d_model=96, n_layers=3, dtype="float32")  # The same on every processor.
     c.curriculum.update(rule="none", ladder=("full",))
     c.lr.update(base=0.02, schedule="cooldown")
     c.optim.update(name="muon", weight_decay=0.01, clip=1e9)  # Clipping would change the units of alpha.

@@ -13,7 +13,7 @@ from configs import next_byte
 
 def get_config() -> ConfigDict:
     c = next_byte.get_config()
-    c.model.update(seq_len=128, kernel_len=32, d_model=48, n_layers=2)
+    c.model.update(seq_len=128, kernel_len=32, d_model=48, n_layers=2, dtype="float32")  # The same on every processor.
     c.curriculum.update(rule="none", ladder=(0.25, 0.5, "full"))
     c.lr.update(base=3e-3, stages=(("rest", 1.0, 1.0),))
     c.optim.clip = 1e9
