@@ -50,8 +50,8 @@ def dry_run(values: Mapping[str, Any]) -> None:
     step_bytes = micro_batches * t.batch_size * config.model.seq_len
     flops = flops_of(traced.jaxpr)
     print(
-        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, {flops / 1e9:,.1f} GFLOP of matrix products and "
-        f"transforms, micro-batches: {micro_batches}"
+        f"\none step at cutoff {cutoff}: {step_bytes:,} bytes of text, {flops / 1e9:,.1f} GFLOP of matrix products "
+        f"({config.model.dtype}) and transforms, micro-batches: {micro_batches}"
     )
     if devices > 1:
         print(f"on {devices} devices: {dict(mesh.shape)}; memory is that of each")

@@ -7,6 +7,7 @@ latencies, the host, and whatever does not overlap.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 from fftlm_jax.plan.machines import Machine
@@ -83,6 +84,10 @@ def purpose_of(collective: Collective, parameters: Sequence[Sequence[int]]) -> s
     for shape in parameters:
         known = tuple(n for n in shape if n > 1)
         if sorted(axes[-2:]) == sorted(known[-2:]) or set(axes) <= set(known):
+            return PARAMETERS
+        # Compilers for TPU may gather a matrix as its parts, with an axis of their number.
+        is_constraint = collective.op_name.endswith("sharding_constraint")
+        if is_constraint and math.prod(axes) in (math.prod(shape), math.prod(shape[1:])):
             return PARAMETERS
     return ACTIVATIONS
 

@@ -93,7 +93,10 @@ class Recorder:
         for warning in corpus.warnings:
             self.console.say(f"WARNING: {warning}")
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        self.console.say(f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}")
+        products = f"products in {self.config.model.dtype}"
+        self.console.say(
+            f"{count:,} parameters, {self.config.total_steps} steps, {jax.devices()[0].device_kind}, {products}"
+        )
         self.console.say(f"optimizer: {routing_words(trained(self.config, params), self.config.optim.name)}")
         if resumed:
             self.console.say(f"resuming from step {self.first_step}, the newest whole checkpoint, at cutoff {cutoff}")

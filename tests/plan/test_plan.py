@@ -33,6 +33,11 @@ def collective(kind, shape, op_name="", size=1000, times=1):
         (collective("all-gather", "bf16[512,1024]", "jit(s)/transpose(jvp())/remat"), "backward", "parameters"),
         (collective("all-gather", "f32[6,512]", "jit(s)/jvp()/x"), "forward", "parameters"),
         (collective("all-gather", "f32[8,1024,77]", "jit(s)/jvp()/x"), "forward", "activations"),
+        (collective("all-gather", "f32[2,128,4,512]", "jit(s)/jvp()/x"), "forward", "activations"),
+        (
+            collective("all-gather", "f32[2,128,4,512]", "jit(s)/transpose(jvp())/sharding_constraint"),
+            *("backward", "parameters"),
+        ),
         (collective("all-to-all", "f32[3,512,64]", "jit(s)/optimizer/x"), "optimizer", "optimizer"),
         (collective("collective-permute", "f32[8]", "jit(s)/transpose(jvp())/dot"), "backward", "gradients"),
     ),
