@@ -74,7 +74,8 @@ def with_types_of(values: dict[str, Any], saved: Mapping[str, Any]) -> dict[str,
     kept = dict(values)
     for section, name in _TYPES:
         old = saved.get(section)
-        if isinstance(old, Mapping) and old.get(name, AUTO) != AUTO and kept[section][name] == AUTO:
+        is_known = isinstance(old, Mapping) and old.get(name) in ("float32", "bfloat16")  # A file may hold anything.
+        if is_known and kept[section][name] == AUTO:
             kept[section] = {**kept[section], name: old[name]}
     return kept
 

@@ -48,7 +48,16 @@ def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     if a.dtype != jnp.bfloat16 or b.dtype != jnp.bfloat16:
         return jnp.matmul(a, b)
+    if traced_platform() == "cpu" and _is_partitioned():
+        # Several CPUs are a simulation of accelerators: the same numbers, without what the partitioner cannot cut.
+        return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32))
     return _by_rows(jnp.matmul(_by_rows(a), _by_rows(b), preferred_element_type=jnp.float32))
+
+
+def _is_partitioned() -> bool:
+    """Whether the compiler divides what is traced here among devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(size > 1 for name, size in mesh.shape.items() if name not in mesh.manual_axes)
 
 
 def _by_rows(x: jax.Array) -> jax.Array:
