@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fftlm_jax.runtime.errors import UsageError
@@ -176,7 +177,11 @@ def make_mesh(
         return None
     # Auto axes: under the newer Explicit ones plain indexing and reshapes of a sharded batch are errors.
     axis_types = (AxisType.Auto,) * len(BATCH_AXES)
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices[:used])
+    try:
+        return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices[:used])
+    except NotImplementedError:  # On a torus of TPUs such as 4 x 4, where neither axis of the mesh is one of its own.
+        arranged = mesh_utils.create_device_mesh((data, fsdp), devices[:used], allow_split_physical_axes=True)
+        return Mesh(arranged, BATCH_AXES, axis_types=axis_types)
 
 
 _WHOLE = "whole_parameter"
