@@ -10,6 +10,7 @@ from fftlm_jax.config.reading import read_config, refuse_changes, to_dict
 from fftlm_jax.config.schema import Config, ModelConfig
 from fftlm_jax.recording.metrics import read_metrics
 from fftlm_jax.runtime import faults, matrix_units
+from fftlm_jax.runtime.errors import CheckpointError
 from fftlm_jax.runtime.platform import tracing_for
 from fftlm_jax.training import run
 from tests.tiny import hash_of, tiny_values, write_words
@@ -132,5 +133,5 @@ def test_a_run_of_an_earlier_version_goes_on(processor):
     del saved["optim"]["polar_dtype"]
     refuse_changes(saved, read_config(tiny_values(model__dtype="float32")))
     other = dataclasses.replace(read_config(tiny_values(model__dtype="float32")), seed=1)
-    with pytest.raises(Exception, match="seed: 0 -> 1"):
+    with pytest.raises(CheckpointError, match="seed: 0 -> 1"):
         refuse_changes(saved, other)

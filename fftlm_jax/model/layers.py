@@ -95,8 +95,8 @@ class Projection(nnx.Module):
 def product(x_ND: jax.Array, kernel_DE: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`x @ kernel` of operands that are cast to `dtype`, added up in float32: [N, D] x [D, E] -> float32 [N, E].
 
-    In bfloat16 both gradients are such products too, and none of the results is rounded, as that of a float32 kernel
-    would be by JAX's own rule.
+    In bfloat16 both gradients are such products too, in the dtypes of `x_ND` and `kernel_DE`: that of a float32 kernel
+    is not rounded, as it would be by JAX's own rule.
     """
     if dtype != jnp.bfloat16:
         return jnp.matmul(x_ND.astype(dtype), kernel_DE.astype(dtype))

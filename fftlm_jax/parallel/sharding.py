@@ -20,6 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fftlm_jax.runtime.errors import UsageError
+from fftlm_jax.runtime.platform import partitioned_axes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -203,7 +204,7 @@ def on_own_rows(function: Callable[..., jax.Array], batch: jax.Array, *shared: j
         batch: the leading axis is that of the batch.
         shared: what all rows need, whole on every device.
     """
-    if not _axis_sizes():
+    if not partitioned_axes():
         return function(batch, *shared)
     in_specs = (PartitionSpec(BATCH_AXES), *(PartitionSpec(),) * len(shared))
     # Unchecked: the check asks of custom gradients that they name the axes they vary over, which ours need not know.
@@ -235,7 +236,7 @@ def whole(params: Any, dtype: jax.typing.DTypeLike) -> Any:
 
     Matrices of products travel in `dtype`, that of the products, which casts them in any case.
     """
-    if _axis_sizes().get("fsdp", 1) == 1:
+    if partitioned_axes().get("fsdp", 1) == 1:
         return params
 
     def gathered(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -248,7 +249,7 @@ def whole(params: Any, dtype: jax.typing.DTypeLike) -> Any:
 
 def regathering(layer: Callable[..., Any]) -> Callable[..., Any]:
     """A layer that gathers its parameters once more in the backward pass, and does not keep them from the forward."""
-    if _axis_sizes().get("fsdp", 1) == 1:
+    if partitioned_axes().get("fsdp", 1) == 1:
         return layer
     return jax.checkpoint(layer, policy=_keeps_all_but_whole_parameters)
 
@@ -260,12 +261,6 @@ def _keeps_all_but_whole_parameters(primitive: Any, *_: Any, **settings: Any) ->
     results on the way to it must be refused, or these are kept in its place.
     """
     return primitive.name not in _ON_THE_WAY and settings.get("name") != _WHOLE
-
-
-def _axis_sizes() -> dict[str, int]:
-    """Sizes of the axes of the mesh in force that the compiler partitions; empty inside `averaged_over_devices`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
 
 
 def _constrain_to_whole(x: jax.Array) -> jax.Array:

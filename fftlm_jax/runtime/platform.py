@@ -35,7 +35,7 @@ def tracing_to_export() -> contextlib.AbstractContextManager:
 
 
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Products of matrices, [..., M, K] x [..., K, N] -> [..., M, N], all that the package multiplies in bulk.
+    """Products of matrices, [..., M, K] x [..., K, N] -> [..., M, N]: those of training, but for attention's.
 
     Processors with matrix units (see `matrix_units`) multiply bfloat16 numbers and add in float32. XLA's CPU backend
     hands a product to its library of kernels for them only where the sum is asked for in float32 and all three matrices
@@ -48,16 +48,16 @@ def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     if a.dtype != jnp.bfloat16 or b.dtype != jnp.bfloat16:
         return jnp.matmul(a, b)
-    if traced_platform() == "cpu" and _is_partitioned():
+    if traced_platform() == "cpu" and any(size > 1 for size in partitioned_axes().values()):
         # Several CPUs are a simulation of accelerators: the same numbers, without what the partitioner cannot cut.
         return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32))
     return _by_rows(jnp.matmul(_by_rows(a), _by_rows(b), preferred_element_type=jnp.float32))
 
 
-def _is_partitioned() -> bool:
-    """Whether the compiler divides what is traced here among devices."""
+def partitioned_axes() -> dict[str, int]:
+    """Sizes of the axes of the mesh in force along which the compiler partitions; none inside `jax.shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return any(size > 1 for name, size in mesh.shape.items() if name not in mesh.manual_axes)
+    return {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
 
 
 def _by_rows(x: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from fftlm_jax.model.layers import Projection, product
 from fftlm_jax.runtime.platform import multiply, tracing_for
@@ -108,8 +109,6 @@ def test_between_products_numbers_are_float32_on_cpu_and_bfloat16_elsewhere():
 
 
 def test_a_projection_gives_what_it_is_given():
-    from flax import nnx
-
     layer = Projection(24, 17, 1.0, LOW, nnx.Rngs(0))
     assert layer(jnp.asarray(X)).dtype == HIGH and layer(jnp.asarray(X, LOW)).dtype == LOW
     assert layer(jnp.zeros((2, 3, 24))).shape == (2, 3, 17)

@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
+from jax.sharding import AxisType
 
+from fftlm_jax.parallel import make_mesh
 from tests.parallel.eight_devices import CASES
 from tests.tiny import ROOT, tiny_values
 
@@ -181,3 +184,14 @@ def test_a_stack_is_never_cut_along_its_layers():
     assert parameter_spec(("blocks", "mlp", "kernel"), (64, 8, 16), 4, 1) == PartitionSpec(None, None, "fsdp")
     assert parameter_spec(("blocks", "mixer", "gain"), (64, 6), 4, 1) == PartitionSpec()
     assert parameter_spec(("head", "kernel"), (64, 8, 16), 4, 1) == PartitionSpec("fsdp")
+
+
+def test_a_mesh_whose_axes_are_none_of_the_machines_splits_them(monkeypatch):
+    """As on a torus of 4 x 4 with `mesh.fsdp=2`, where JAX's own way gives up."""
+
+    def gives_up(*_, **__):
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 1")
+
+    monkeypatch.setattr(jax, "make_mesh", gives_up)
+    mesh = make_mesh(8, 2, batch_size=16, devices=jax.devices()[:1] * 16)
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 2} and set(mesh.axis_types) == {AxisType.Auto}
